@@ -1,0 +1,251 @@
+"""The worker's loop: session, reactor, slots and transport, wired together.
+
+Rules
+-----
+* The agent never runs user code, so its heartbeats never stop.
+* All decisions are the pure session's; here its effects are carried out and its events made.
+* It says what it does on stderr, a line per event: a launched worker's stderr is its log file.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import zmq
+
+from jobflow_worker import limits, processes
+from jobflow_worker.messages import WORKER, Envelope, FromManager
+from jobflow_worker.outbox import Outgoing
+from jobflow_worker.program import ProgramRef
+from jobflow_worker.reactor import Reactor
+from jobflow_worker.session import Session
+from jobflow_worker.sessionfiles import Beacon, SessionPaths, read_beacon
+from jobflow_worker.slotevents import Unstarted
+from jobflow_worker.slots import ChildSetup, Slot, close_all
+from jobflow_worker.transport.auto import open_link
+from jobflow_worker.transport.base import Link
+from jobflow_worker.transport.fs import write_spool
+from jobflow_worker.vocabulary import (
+    BeaconSeen,
+    Effect,
+    Event,
+    Exit,
+    Feed,
+    Identity,
+    Kill,
+    Leave,
+    NoBeacon,
+    ReadBeacon,
+    Recall,
+    Reconnect,
+    Send,
+    Spool,
+)
+
+#: What each signal means to a worker.
+SIGNALS = {
+    signal.SIGTERM: "preempted",
+    signal.SIGINT: "draining",
+    signal.SIGHUP: "draining",
+    signal.SIGUSR1: "walltime",
+}
+#: How often the agent measures itself for its reports.
+MEASURE_S = 5.0
+#: A child that ends on being told needs this long at most; then it is killed.
+CLOSE_GRACE_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the command line and the session directory say. `paths` None: no session directory."""
+
+    worker_id: str
+    identity: Identity
+    mode: str
+    program: ProgramRef
+    program_args: dict[str, Any]
+    cwd: str
+    beacon: Beacon
+    paths: SessionPaths | None = None
+    manager_timeout_s: float = 900.0
+    umask: int | None = None
+
+
+class Agent:
+    """One worker process."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._session = Session(options.identity, manager_timeout_s=options.manager_timeout_s)
+        self._reactor = Reactor()
+        self._scratch = Path(tempfile.mkdtemp(prefix="jobflow-worker-"))
+        results = options.paths.results if options.paths is not None else self._scratch
+        setup = ChildSetup(
+            program=options.program,
+            args=options.program_args,
+            cwd=options.cwd,
+            results_dir=results,
+            scratch_dir=self._scratch,
+            worker_id=options.worker_id,
+            label=f"task of {options.worker_id}",
+            umask=options.umask,
+        )
+        self._slots = [Slot(number, setup) for number in range(options.identity.slots)]
+        self._link: Link | None = None
+        self._exit: Exit | None = None
+        self._measured_at = float("-inf")
+
+    def run(self) -> int:
+        """Work until there is a reason to leave; returns the exit code."""
+        options = self._options
+        processes.become_subreaper()
+        self._reactor.watch_signals(SIGNALS)
+        self._say(f"worker {options.worker_id} pid {os.getpid()} on {options.identity.host}")
+        try:
+            for slot in self._slots:
+                slot.start()
+            self._link = open_link(
+                options.mode, options.paths, options.beacon, options.worker_id, time.monotonic
+            )
+            while self._exit is None:
+                self._pass()
+        finally:
+            self._close()
+        self._say(self._exit.reason)
+        return self._exit.code
+
+    def _pass(self) -> None:
+        """One pass of the loop: wait, take events in, carry effects out."""
+        assert self._link is not None
+        session, link = self._session, self._link
+        interest = dict.fromkeys(link.sockets(), zmq.POLLIN)
+        interest.update((slot.fileno(), zmq.POLLIN) for slot in self._slots if slot.fileno() >= 0)
+        self._reactor.watch(interest)
+        ready = self._reactor.wait(self._until(time.monotonic()))
+        events: list[Event] = [
+            Leave(SIGNALS[signal.Signals(number)]) for number in self._reactor.signals()
+        ]
+        now = time.monotonic()
+        for slot in self._slots:
+            if slot.fileno() in ready:
+                events.extend(slot.drain())
+            due = slot.next_check(now)
+            if due is not None and due <= now:
+                events.extend(slot.check(now))
+        poll_at = link.next_poll(now)
+        if any(one in ready for one in link.sockets()) or (poll_at is not None and poll_at <= now):
+            events.extend(self._receive())
+        self._measure(now)
+        session.transport = link.kind
+        session.full = link.full
+        while True:
+            more: list[Event] = []
+            for effect in session.handle(now, events):
+                more.extend(self._perform(effect))
+            if not more:
+                break
+            events = more
+
+    def _until(self, now: float) -> float | None:
+        assert self._link is not None
+        times = [self._session.next_deadline(), self._link.next_poll(now)]
+        times.extend(slot.next_check(now) for slot in self._slots)
+        return min((at for at in times if at is not None), default=None)
+
+    def _receive(self) -> list[FromManager]:
+        assert self._link is not None
+        inbox = self._link.receive()
+        for note in self._link.notes:
+            self._say(note)
+        self._link.notes.clear()
+        for complaint in inbox.complaints:
+            self._say(f"ignored a message of the manager: {complaint}")
+        return [one.message for one in inbox.envelopes]  # type: ignore[misc]
+
+    # --- effects --------------------------------------------------------------------------------
+
+    def _perform(self, effect: Effect) -> Sequence[Event]:
+        """Carry one effect out; returns the events that it brings at once."""
+        match effect:
+            case Send(fresh):
+                assert self._link is not None
+                self._link.busy(time.monotonic())
+                self._link.send(self._sealed(fresh), self._everything)
+            case Feed(slot, items):
+                self._slots[slot].feed(items)
+            case Recall(slot):
+                return [Unstarted(slot, self._slots[slot].recall())]
+            case Kill(slot, held):
+                self._slots[slot].kill(held.task_id, held.attempt, "canceled")
+                return self._slots[slot].check(time.monotonic())
+            case ReadBeacon():
+                return [self._read_beacon()]
+            case Reconnect(endpoints):
+                assert self._link is not None
+                self._link.reconnect(endpoints)
+            case Spool():
+                self._spool()
+            case Exit():
+                self._exit = effect
+        return ()
+
+    def _sealed(self, outgoing: Sequence[Outgoing]) -> list[Envelope]:
+        ts = time.time()
+        return [
+            Envelope(WORKER, self._options.worker_id, "", one.counter, ts, one.message)
+            for one in outgoing
+        ]
+
+    def _everything(self) -> list[Envelope]:
+        return self._sealed(self._session.everything())
+
+    def _read_beacon(self) -> BeaconSeen | NoBeacon:
+        if self._options.paths is None:
+            return NoBeacon()
+        beacon = read_beacon(self._options.paths.beacon)
+        if beacon is None:
+            return NoBeacon()
+        return BeaconSeen(beacon.epoch, beacon.n, beacon.state, beacon.endpoints)
+
+    def _spool(self) -> None:
+        if self._options.paths is None:
+            self._say("outcomes are lost: there is no session directory to leave them in")
+            return
+        try:
+            write_spool(
+                self._options.paths,
+                self._options.worker_id,
+                self._sealed(self._session.outbox.waiting()),
+            )
+        except OSError as error:
+            self._say(f"outcomes could not be spooled: {error}")
+
+    # --- around ---------------------------------------------------------------------------------
+
+    def _measure(self, now: float) -> None:
+        if now - self._measured_at < MEASURE_S:
+            return
+        self._measured_at = now
+        self._session.rss_bytes = processes.tree_memory(os.getpid(), 1 << 62)
+        self._session.load = os.getloadavg()[0]
+
+    def _close(self) -> None:
+        close_all(self._slots, CLOSE_GRACE_S)
+        if self._link is not None:
+            self._link.close(limits.REGISTER_RETRY_S)
+        self._reactor.close()
+        shutil.rmtree(self._scratch, ignore_errors=True)
+
+    def _say(self, text: str) -> None:
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        sys.stderr.write(f"{stamp} {text}\n")
+        sys.stderr.flush()

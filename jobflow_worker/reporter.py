@@ -1,0 +1,101 @@
+"""Builds a worker's reports: the whole truth, or "the same as last time".
+
+Pure. Also keeps what only reports tell: whether the manager answers, and how fast.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from jobflow_worker import limits
+from jobflow_worker.messages import Ack, Heartbeat, Register, Report, RequestWork
+from jobflow_worker.outbox import Outbox, Outgoing
+from jobflow_worker.vocabulary import Identity
+from jobflow_worker.workload import Workload
+
+#: The weight of a new round trip in the running mean.
+TRIP_WEIGHT = 0.2
+#: What a round trip is taken for before the first was measured.
+TRIP_GUESS_S = 0.005
+
+
+class Reporter:
+    """The latest report (or Register) and what is known from the answers to them."""
+
+    def __init__(self, outbox: Outbox, work: Workload) -> None:
+        self._outbox = outbox
+        self._work = work
+        self.latest: Outgoing | None = None
+        self.hb_seq = 0
+        self.answered = 0
+        self.sent_at = float("-inf")
+        self.credit = -1
+        self.round_trip_s = TRIP_GUESS_S
+        self._full: Report | None = None
+        self._full_acked = False
+
+    def forget(self) -> None:
+        """The manager knows nothing of earlier reports: the next one is a full one."""
+        self._full = None
+        self.credit = -1
+
+    def on_ack(self, now: float, ack: Ack) -> None:
+        """Learn from an answer."""
+        if ack.hb_seq == self.hb_seq > self.answered:
+            self.round_trip_s += TRIP_WEIGHT * (now - self.sent_at - self.round_trip_s)
+        self.answered = max(self.answered, min(ack.hb_seq, self.hb_seq))
+        if self._full is not None and ack.hb_seq >= self._full.hb_seq:
+            self._full_acked = True
+        if ack.want_full:
+            self.forget()
+
+    def report(self, now: float, report: Report, *, beat: bool) -> Outgoing:
+        """Complete and remember a report; `beat`: it is sent because it is time."""
+        self.hb_seq += 1
+        report = replace(
+            report,
+            hb_seq=self.hb_seq,
+            floor=self._outbox.floor,
+            running=tuple(self._work.running()),
+            waiting=tuple(self._work.behind()),
+            settled=tuple(self._outbox.settled()),
+        )
+        self.credit = report.credit
+        self.sent_at = now
+        if self._full is not None and self._full_acked and _same_lists(self._full, report):
+            report = replace(report, running=(), waiting=(), settled=(), progress=(), same=True)
+        else:
+            self._full = report
+            self._full_acked = False
+        message = Heartbeat(report) if beat else RequestWork(report)
+        self.latest = Outgoing(self._outbox.next_counter(), message)
+        return self.latest
+
+    def register(self, identity: Identity, transport: str) -> Outgoing:
+        """Introduce the worker, with what it holds."""
+        message = Register(
+            limits.PROTOCOL_MIN,
+            limits.PROTOCOL_MAX,
+            identity.version,
+            identity.python,
+            identity.host,
+            identity.pid,
+            identity.slots,
+            transport,
+            identity.program_hash,
+            self._outbox.floor,
+            identity.launch_id,
+            identity.batch_job_id,
+            (*self._work.running(), *self._work.behind()),
+        )
+        self.latest = Outgoing(self._outbox.next_counter(), message)
+        return self.latest
+
+
+def _same_lists(one: Report, other: Report) -> bool:
+    return (
+        one.running == other.running
+        and one.waiting == other.waiting
+        and one.settled == other.settled
+        and one.progress == other.progress
+    )

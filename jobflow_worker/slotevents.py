@@ -1,0 +1,58 @@
+"""What slots tell the session: a small frozen vocabulary.
+
+Rule: pure data, no behaviour. `slots.py` makes these, the pure `session.py` consumes them. `slot`
+is the slot's number in its worker, from 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jobflow_worker.messages import Failed, Finished, Held, Progress
+
+
+@dataclass(frozen=True, slots=True)
+class SlotReady:
+    """The slot's child has loaded the program and takes attempts; again after each restart."""
+
+    slot: int
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """The running attempt has its outcome. The slot no longer holds it."""
+
+    slot: int
+    outcome: Finished | Failed
+
+
+@dataclass(frozen=True, slots=True)
+class Unstarted:
+    """Attempts that were fed and certainly never began, in their order. No longer held."""
+
+    slot: int
+    attempts: tuple[Held, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """The latest progress of the running attempt."""
+
+    slot: int
+    progress: Progress
+
+
+@dataclass(frozen=True, slots=True)
+class SlotBroken:
+    """The slot cannot load the program and will not try again.
+
+    `error` is one line, `traceback` what Python said, if anything. What was fed and never began
+    was told in an `Unstarted` before.
+    """
+
+    slot: int
+    error: str
+    traceback: str = ""
+
+
+SlotEvent = SlotReady | Settled | Unstarted | Moved | SlotBroken

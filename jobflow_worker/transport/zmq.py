@@ -1,0 +1,272 @@
+"""The worker's TCP link: one DEALER to one manager, found among several addresses.
+
+Rules
+-----
+* No routing id is set and nothing is queued for a manager that is not there (IMMEDIATE): what
+  could not be sent is not kept as bytes. Once a connection stands, the whole present state is
+  sent instead, so a new manager never hears stale reports.
+* A manager with several addresses is probed on all of them at once, one socket each; the first
+  that brings a valid frame is kept, the others are closed.
+* A socket belongs to the thread that made it; there are no threads here.
+
+`harden` and `has_ipv6` serve the daemon's ROUTER as well.
+"""
+
+from __future__ import annotations
+
+import random
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import zmq
+
+from jobflow_worker import limits
+from jobflow_worker.messages import Envelope
+from jobflow_worker.transport.base import Everything, Inbox, Pollable
+from jobflow_worker.transport.framing import from_manager, to_frames
+
+#: Frames taken in one `receive`; the poller comes back for more.
+FRAMES_PER_RECEIVE_MAX: Final = 64
+#: libzmq judges the encrypted frame: CURVE adds a nonce, a tag and a command name.
+WIRE_BYTES_MAX: Final = limits.FRAME_BYTES_MAX + limits.KIB
+#: How soon a connection that came up is noticed while something waits to be sent.
+_RETRY_S_MIN: Final = 0.005
+_RETRY_S_MAX: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class CurveKeys:
+    """A worker's pair and the manager's pinned public key, each 40 bytes of Z85."""
+
+    server_public: bytes
+    public: bytes
+    secret: bytes = field(repr=False)
+
+
+def has_ipv6() -> bool:
+    """True if this host can open IPv6 sockets at all."""
+    if not socket.has_ipv6:
+        return False
+    try:
+        socket.socket(socket.AF_INET6, socket.SOCK_STREAM).close()
+    except OSError:
+        return False
+    return True
+
+
+def harden(sock: zmq.Socket[bytes]) -> None:
+    """Options that both ends share: bounded memory, dead peers noticed, stalls closed."""
+    sock.setsockopt(zmq.LINGER, 0)
+    sock.setsockopt(zmq.MAXMSGSIZE, WIRE_BYTES_MAX)
+    sock.setsockopt(zmq.SNDHWM, 1_000)
+    sock.setsockopt(zmq.RCVHWM, 10_000)
+    sock.setsockopt(zmq.HANDSHAKE_IVL, 5_000)
+    sock.setsockopt(zmq.HEARTBEAT_IVL, 10_000)
+    sock.setsockopt(zmq.HEARTBEAT_TIMEOUT, 30_000)
+    sock.setsockopt(zmq.HEARTBEAT_TTL, 30_000)
+    # Stateful firewalls between login and compute nodes forget connections that are silent.
+    sock.setsockopt(zmq.TCP_KEEPALIVE, 1)
+    sock.setsockopt(zmq.TCP_KEEPALIVE_IDLE, 60)
+    sock.setsockopt(zmq.TCP_KEEPALIVE_INTVL, 20)
+    sock.setsockopt(zmq.TCP_KEEPALIVE_CNT, 3)
+    if has_ipv6():
+        sock.setsockopt(zmq.IPV6, 1)
+
+
+@dataclass(slots=True)
+class _Candidate:
+    """One address of the manager. `behind`: something was not sent, all must be."""
+
+    endpoint: str
+    sock: zmq.Socket[bytes]
+    behind: bool = False
+
+
+class ZmqLink:
+    """A link to the manager behind one or more endpoints; see `base.Link`."""
+
+    def __init__(
+        self,
+        worker_id: str,
+        clock: Callable[[], float],
+        keys: CurveKeys | None = None,
+    ) -> None:
+        self.notes: list[str] = []
+        self._worker_id = worker_id
+        self._clock = clock
+        self._keys = keys
+        self._context = zmq.Context(io_threads=1)
+        self._endpoints: tuple[str, ...] = ()
+        self._candidates: list[_Candidate] = []
+        self._everything: Everything | None = None
+        self._complaints: list[str] = []
+        self._heard = False
+        self._heard_since_reconnect = False
+        self._probed_at = 0.0
+        self._retry_s = _RETRY_S_MIN
+        self._retry_at = 0.0
+        self._closed = False
+
+    @property
+    def kind(self) -> str:
+        return "zmq"
+
+    @property
+    def full(self) -> bool:
+        return False
+
+    @property
+    def heard(self) -> bool:
+        """True once one of the present endpoints has answered with a valid frame."""
+        return self._heard
+
+    def open(self, endpoints: Sequence[str]) -> None:
+        """Start connecting to all of these. Unusable ones are noted and left out."""
+        self._drop_candidates()
+        self._endpoints = tuple(endpoints)
+        self._heard = self._heard_since_reconnect = False
+        self._probed_at = self._clock()
+        for endpoint in dict.fromkeys(self._endpoints):
+            self._connect(endpoint)
+        self._hurry()
+
+    def _connect(self, endpoint: str) -> None:
+        sock: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
+        harden(sock)
+        sock.setsockopt(zmq.IMMEDIATE, 1)
+        # Own jitter, so that a thousand workers do not come back in the same second.
+        sock.setsockopt(zmq.RECONNECT_IVL, 1_000 + random.randrange(500))
+        sock.setsockopt(zmq.RECONNECT_IVL_MAX, 30_000)
+        if self._keys is not None:
+            sock.curve_serverkey = self._keys.server_public
+            sock.curve_publickey = self._keys.public
+            sock.curve_secretkey = self._keys.secret
+        try:
+            sock.connect(endpoint)
+        except zmq.ZMQError as error:
+            sock.close()
+            self.notes.append(f"endpoint {endpoint[:200]!r} is left out: {error.strerror}")
+            return
+        self._candidates.append(_Candidate(endpoint, sock, self._everything is not None))
+
+    def _drop_candidates(self) -> None:
+        for one in self._candidates:
+            one.sock.close()
+        self._candidates.clear()
+
+    def sockets(self) -> list[Pollable]:
+        return [one.sock for one in self._candidates]
+
+    def send(self, fresh: Sequence[Envelope], everything: Everything) -> None:
+        self._everything = everything
+        frames, complaints = to_frames(fresh)
+        self._complaints += complaints
+        for one in self._candidates:
+            if not one.behind:
+                one.behind = not _send_all(one.sock, frames)
+                if one.behind:
+                    self._hurry()
+        self._catch_up(self._clock())
+
+    def _hurry(self) -> None:
+        self._retry_s = _RETRY_S_MIN
+        self._retry_at = self._clock() + self._retry_s
+
+    def _catch_up(self, now: float) -> None:
+        """Send the whole state where something was lost and a connection stands now."""
+        behind = [one for one in self._candidates if one.behind]
+        if not behind:
+            return
+        ready = [one for one in behind if _can_send(one.sock)]
+        if ready and self._everything is not None:
+            frames, complaints = to_frames(self._everything())
+            self._complaints += complaints
+            for one in ready:
+                one.behind = not _send_all(one.sock, frames)
+        if now >= self._retry_at:
+            self._retry_s = min(self._retry_s * 2, _RETRY_S_MAX)
+            self._retry_at = now + self._retry_s
+
+    def receive(self) -> Inbox:
+        inbox = Inbox(complaints=self._complaints)
+        self._complaints = []
+        self._catch_up(self._clock())
+        for one in list(self._candidates):
+            frames = _receive_some(one.sock)
+            envelopes, complaints = from_manager(frames, self._worker_id)
+            inbox.complaints += complaints
+            if not envelopes:
+                continue
+            inbox.envelopes += envelopes
+            self._heard_since_reconnect = True
+            if not self._heard:
+                self._choose(one)
+                break
+        return inbox
+
+    def _choose(self, chosen: _Candidate) -> None:
+        self._heard = True
+        for one in self._candidates:
+            if one is not chosen:
+                one.sock.close()
+        self._candidates = [chosen]
+
+    def next_poll(self, now: float) -> float | None:
+        if any(one.behind for one in self._candidates):
+            return max(now, self._retry_at)
+        return None
+
+    def busy(self, now: float) -> None:
+        """Nothing to do: the socket tells."""
+
+    def reconnect(self, endpoints: Sequence[str]) -> None:
+        """Probe anew if the endpoints are others, or the same and nothing came since last asked.
+
+        The second case covers a restarted manager on its old port, for which libzmq would wait
+        up to half a minute, and one address of several that stopped working.
+        """
+        if tuple(endpoints) == self._endpoints:
+            silent = not self._heard_since_reconnect
+            self._heard_since_reconnect = False
+            patient = self._clock() - self._probed_at < limits.CONNECT_PATIENCE_S
+            if not silent or patient:
+                return
+        self.open(endpoints)
+
+    def close(self, linger_s: float = 2.0) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        for one in self._candidates:
+            one.sock.close(linger=int(linger_s * 1000) if self._heard else 0)
+        self._candidates.clear()
+        self._context.term()
+
+
+def _can_send(sock: zmq.Socket[bytes]) -> bool:
+    """True once a handshake is through; before it, IMMEDIATE leaves nothing to write to."""
+    return bool(int(sock.getsockopt(zmq.EVENTS)) & zmq.POLLOUT)
+
+
+def _send_all(sock: zmq.Socket[bytes], frames: list[bytes]) -> bool:
+    """False if the peer is not there, or reads too slowly, for one of them."""
+    try:
+        for frame in frames:
+            sock.send(frame, zmq.DONTWAIT)
+    except zmq.Again:
+        return False
+    return True
+
+
+def _receive_some(sock: zmq.Socket[bytes]) -> list[bytes]:
+    frames: list[bytes] = []
+    try:
+        while len(frames) < FRAMES_PER_RECEIVE_MAX:
+            parts: list[Any] = sock.recv_multipart(zmq.DONTWAIT)
+            # Of more than one part, none is ours: the codec refuses an empty frame.
+            frames.append(parts[0] if len(parts) == 1 else b"")
+    except zmq.Again:
+        pass
+    return frames

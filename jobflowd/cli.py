@@ -1,0 +1,274 @@
+"""The command `jobflowd`: reads flags, words errors, and leaves the work to other modules.
+
+Rules
+-----
+* The flags of `start` are made from the table in `flags.py`; a flag's text is read by
+  `config.py`, so that a wrong value gets the same sentence from a flag, a variable and a file.
+* Every error is one sentence on stderr, `jobflowd: error: ...`, with its exit code; a traceback is
+  in the log, and here only with --debug. stdout is for answers.
+* Heavy modules are imported by the command that needs them.
+
+An output module: it may print. Nothing imports it but the console scripts and `__main__`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import sys
+import traceback
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, Optional
+
+import typer
+
+from jobflowd import detach, logs
+from jobflowd.config import EXIT_USAGE, StartConfig, load
+from jobflowd.flags import SETTINGS
+from jobflowd.settings import Setting
+
+EXIT_INTERNAL: Final = 1
+EXIT_INTERRUPTED: Final = 130
+
+_log: Final = logs.get(__name__)
+
+_METAVAR: Final = {
+    "text": "TEXT",
+    "choice": "WORD",
+    "whole": "N",
+    "number": "N",
+    "path": "PATH",
+    "words": "TEXT",
+    "session": "NAME",
+    "duration": "TIME",
+    "walltime": "TIME",
+    "size": "SIZE",
+    "args": "JSON",
+}
+
+_EXAMPLES: Final = """Examples:
+
+jobflowd start --program conv.py --program-args '{"input_dir": "/data"}' --workers 4
+
+jobflowd start --session-id conv --detach      (goes on with what is recorded)
+
+jobflowd start --program conv.py --launcher none      (then: jobflow-worker --session conv)
+
+A TIME is 90, 90s, 5m, 2h or 1h30m; a SIZE is 20GB, 512MiB or 8G. Every flag can also be a
+JOBFLOW_... variable or a key in a TOML file; `jobflowd config show` tells what counts."""
+
+app = typer.Typer(
+    name="jobflowd",
+    help="Run a task program: generate its tasks, keep workers alive, lose nothing.",
+    pretty_exceptions_enable=False,
+    pretty_exceptions_show_locals=False,
+)
+config_app = typer.Typer(help="What is configured, and where it comes from.")
+app.add_typer(config_app, name="config", no_args_is_help=True)
+
+
+@app.callback(invoke_without_command=True)
+def _top(
+    version: Annotated[
+        bool, typer.Option("--version", help="Versions of this and of what it stands on.")
+    ] = False,
+) -> None:
+    if version:
+        print(_versions())
+        raise typer.Exit
+
+
+def _versions() -> str:
+    import platform
+    import sqlite3
+
+    import zmq
+
+    from jobflow_worker import __version__
+    from jobflow_worker.limits import PROTOCOL_MAX, PROTOCOL_MIN
+
+    return (
+        f"jobflowd {__version__}  protocol {PROTOCOL_MIN}-{PROTOCOL_MAX}  "
+        f"python {platform.python_version()}  zmq {zmq.zmq_version()} (pyzmq {zmq.__version__})  "
+        f"sqlite {sqlite3.sqlite_version}  curve {'yes' if zmq.has('curve') else 'no'}"
+    )
+
+
+# --- start ------------------------------------------------------------------------------------
+
+
+def _option(setting: Setting) -> inspect.Parameter:
+    names = [setting.flag]
+    kind: Any = Optional[str]  # noqa: UP045 - typer 0.15 reads this spelling on Python 3.10
+    if setting.kind == "switch":
+        kind = Optional[bool]  # noqa: UP045
+    elif setting.kind == "words":
+        kind = Optional[list[str]]  # noqa: UP045
+    if setting.short:
+        names.append(setting.short)
+    # Choices and defaults stand in the text: in columns of their own they would squeeze the
+    # names of the flags until these are cut off.
+    option = typer.Option(
+        *names,
+        help=_help(setting),
+        metavar=_METAVAR.get(setting.kind),
+        show_default=False,
+        rich_help_panel=setting.panel,
+    )
+    return inspect.Parameter(
+        setting.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[kind, option],
+    )
+
+
+def _help(setting: Setting) -> str:
+    text = setting.help
+    if setting.choices:
+        *others, last = setting.choices
+        text = f"{text.rstrip('.')}: {', '.join(others)} or {last}."
+    shown = setting.shown
+    if shown is None and setting.kind != "switch" and setting.default not in (None, ()):
+        plain = isinstance(setting.default, float)
+        shown = f"{setting.default:g}" if plain else str(setting.default)
+    return f"{text} ({shown})" if shown else text
+
+
+def _start(**flags: Any) -> int:
+    """Start the daemon of a session: begin it, or go on with it."""
+    config = load(flags)
+    if config.detach and not detach.detached():
+        return _start_detached()
+    from jobflowd import daemon
+
+    return int(daemon.run(config))
+
+
+# The table is the signature; typer reads both attributes.
+_options = [_option(setting) for setting in SETTINGS.values()]
+_start.__signature__ = inspect.Signature(_options)  # type: ignore[attr-defined]
+_start.__annotations__ = {one.name: one.annotation for one in _options}
+app.command("start", epilog=_EXAMPLES)(_start)
+
+
+def _start_detached() -> int:
+    outcome = detach.start_detached(lambda text: print(f"jobflowd: {text}", file=sys.stderr))
+    if isinstance(outcome, detach.Ended):
+        if outcome.text:
+            print(outcome.text, file=sys.stderr)
+        return outcome.code
+    print(f"session  {outcome.session}  in {outcome.directory}")
+    print(f"pid      {outcome.pid}")
+    print(f"log      {outcome.log}")
+    print(f"next     jobflowctl -s {outcome.session} status    or: watch, scale N, shutdown")
+    return 0
+
+
+# --- config -----------------------------------------------------------------------------------
+
+
+@config_app.command("show")
+def _config_show(
+    config: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--config", metavar="FILE", help="A TOML file, as for start."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> int:
+    """Show each setting, its value, and where the value comes from."""
+    loaded = load({"config": config})
+    rows = [_row(loaded, setting) for setting in SETTINGS.values()]
+    if as_json:
+        print(json.dumps({"schema": "jobflow.config/1", "settings": rows}, default=str))
+        return 0
+    width = max(len(row["name"]) for row in rows)
+    for row in rows:
+        value = row["shown"] if row["origin"] == "default" and row["shown"] else row["value"]
+        text = logs.sanitised(_toml_like(value))
+        print(f"{row['name']:<{width}} = {text:<28} {logs.sanitised(row['origin'])}")
+    return 0
+
+
+def _row(config: StartConfig, setting: Setting) -> dict[str, Any]:
+    origin = config.origins.get(setting.name, "default")
+    if origin == "environment":
+        origin = f"environment {setting.variable}"
+    return {
+        "name": setting.name,
+        "value": getattr(config, setting.name),
+        "shown": setting.shown,
+        "origin": origin,
+    }
+
+
+def _toml_like(value: Any) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, tuple):
+        return json.dumps(list(value))
+    if isinstance(value, Mapping):
+        return json.dumps(value)
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+# --- entry points -----------------------------------------------------------------------------
+
+
+def main() -> int:
+    """Console script `jobflowd`; returns the exit code."""
+    return _run(sys.argv[1:], "jobflowd", None)
+
+
+def main_start() -> int:
+    """Console script `jobflow-manager`: the same as `jobflowd start`."""
+    return _run(sys.argv[1:], "jobflow-manager", "start")
+
+
+def _run(args: list[str], program: str, verb: str | None) -> int:
+    detach.adopt_pipe()
+    command: Any = typer.main.get_command(app)
+    if verb is not None:
+        command = command.commands[verb]
+    elif not args:
+        command.main(["--help"], prog_name=program, standalone_mode=False)
+        return EXIT_USAGE
+    try:
+        code = command.main(args, prog_name=program, standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail("interrupted", EXIT_INTERRUPTED)
+    except Exception as error:
+        return _explain(error, debug="--debug" in args)
+    return code if isinstance(code, int) else 0
+
+
+def _explain(error: Exception, *, debug: bool) -> int:
+    """The sentence and exit code of an error that ended the command."""
+    code = getattr(error, "exit_code", None)
+    if hasattr(error, "format_message"):
+        # A usage error of the command line's parser; its own str() may be empty.
+        sentence, code = str(error.format_message()), EXIT_USAGE
+        sentence = f"{sentence.rstrip('.')}; see jobflowd start --help"
+    elif isinstance(code, int):
+        sentence = str(error)
+    else:
+        code = EXIT_INTERNAL
+        sentence = f"a bug in jobflowd: {type(error).__name__}: {error}"
+        if not debug:
+            sentence += "; the log has the details, or --debug shows them here"
+    detail = getattr(error, "detail", "")
+    _log.exception("start.failed", exit_code=code, detail=detail or None)
+    if debug:
+        traceback.print_exc()
+        if detail:
+            print(detail, file=sys.stderr)
+    return _fail(sentence, code)
+
+
+def _fail(sentence: str, code: int) -> int:
+    line = f"jobflowd: error: {logs.sanitised(' '.join(sentence.split()))}"
+    print(line, file=sys.stderr)
+    detach.announce_failure(line, code)
+    return code

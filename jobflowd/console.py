@@ -1,0 +1,127 @@
+"""What `jobflowd start` shows in the foreground: a progress line, and a summary at the end.
+
+An output module. On a terminal the line is rewritten in place; elsewhere a line is printed every
+10 % or every minute. stderr only: stdout stays free.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import TextIO
+
+from jobflowd.census import Census
+
+#: A terminal's line is rewritten at most this often, a plain one printed at least this often.
+REWRITE_S = 0.5
+REPEAT_S = 60.0
+
+
+class Progress:
+    """Lines about the run, for the person who typed `start`."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream if stream is not None else sys.stderr
+        self._live = self._stream.isatty() and os.environ.get("TERM") != "dumb"
+        self._shown_at = float("-inf")
+        self._tenth = -1
+        self._state = ""
+        self._width = 0
+
+    def due(self, now: float) -> bool:
+        """True if a census taken now might be shown."""
+        return now - self._shown_at >= REWRITE_S
+
+    def show(self, now: float, census: Census) -> None:
+        """Show the census if it says something new."""
+        tasks = census.tasks
+        ended = tasks.succeeded + tasks.failed + tasks.canceled
+        tenth = 10 * ended // tasks.total if tasks.total else 0
+        news = (tenth, census.state) != (self._tenth, self._state)
+        if self._live:
+            self._shown_at = now
+            self._rewrite(line(census))
+        elif news or now - self._shown_at >= REPEAT_S:
+            self._shown_at = now
+            self._write(line(census) + "\n")
+        self._tenth, self._state = tenth, census.state
+
+    def say(self, text: str) -> None:
+        """A line of its own, above the progress line."""
+        self.clear()
+        self._write(text + "\n")
+
+    def clear(self) -> None:
+        """Take the progress line away."""
+        if self._width:
+            self._write("\r" + " " * self._width + "\r")
+            self._width = 0
+
+    def _rewrite(self, text: str) -> None:
+        text = text[: max(20, _columns() - 1)]
+        self._write("\r" + text.ljust(self._width))
+        self._width = len(text)
+
+    def _write(self, text: str) -> None:
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except OSError:
+            pass  # The terminal is gone; the run is not.
+
+
+def line(census: Census) -> str:
+    """The run in one line."""
+    tasks = census.tasks
+    ended = tasks.succeeded + tasks.failed + tasks.canceled
+    share = f" ({100 * ended // tasks.total} %)" if tasks.total else ""
+    parts = [f"{ended}/{tasks.total} tasks{share}", f"{len(census.workers)} workers"]
+    if tasks.failed:
+        parts.append(f"{tasks.failed} failed")
+    if census.throughput_per_s:
+        parts.append(f"{census.throughput_per_s:.1f}/s")
+    if census.eta_s is not None:
+        parts.append(f"about {duration(census.eta_s)} left")
+    if census.state != "running" or census.state_reason:
+        parts.append(f"{census.state}: {census.state_reason}".rstrip(": ").splitlines()[0])
+    return ", ".join(parts)
+
+
+def summary(census: Census, code: int, log: str) -> str:
+    """What the run came to, and what to type next."""
+    tasks = census.tasks
+    took = duration(max(0.0, time.time() - census.started_at))
+    head = f"{census.session}: {tasks.succeeded} succeeded, {tasks.failed} failed"
+    if tasks.canceled:
+        head += f", {tasks.canceled} canceled"
+    left = tasks.queued + tasks.assigned + tasks.running
+    if left:
+        head += f", {left} left"
+    head += f" of {tasks.total} tasks in {took}."
+    lines = [head]
+    if tasks.total == 0 and code == 0:
+        lines.append("generate_tasks() named no task, so there was nothing to do.")
+    if tasks.failed:
+        lines.append(f"See why: jobflowctl -s {census.session} tasks --state failed   (log: {log})")
+    if code == 4:
+        lines.append(f"Go on with: jobflowd start --session-id {census.session}")
+    return "\n".join(lines)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def _columns() -> int:
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns
+    except (OSError, ValueError):
+        return 80

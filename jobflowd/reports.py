@@ -1,0 +1,295 @@
+"""Workers arrive, report, fall silent and leave.
+
+Pure. A report is the whole truth about its worker: what it says is compared with what memory says,
+and every difference is repaired here. So any lost message costs at most one heartbeat.
+"""
+
+from __future__ import annotations
+
+from jobflow_worker import limits
+from jobflow_worker.messages import Held, Register, Reject, Report
+from jobflowd import outbound, outcomes
+from jobflowd.book import Book
+from jobflowd.effects import CancelLaunch, Forget, Post
+from jobflowd.model import (
+    LAUNCH_OVER,
+    Attempting,
+    LaunchState,
+    Worker,
+    WorkerState,
+)
+
+
+def on_register(book: Book, worker_id: str, transport: str, message: Register) -> None:
+    """A worker introduces itself; repeated or after a restart of either side, too."""
+    refusal = _refusal(book, message)
+    if refusal is not None:
+        code, sentence = refusal
+        book.story("rejected", sentence, worker=worker_id, launch=message.launch_id)
+        reject = Reject(book.epoch, 0, 0, code, sentence)
+        book.effect(Post(worker_id, transport, (reject,)))
+        return
+    worker = book.workers.get(worker_id)
+    if worker is None:
+        worker = Worker(book.next_worker_row, worker_id, transport, "", 0, 1)
+        book.next_worker_row += 1
+        book.workers[worker_id] = book.by_row[worker.row] = worker
+    new = not worker.registered
+    worker.registered = True
+    worker.state = WorkerState.DRAINING if worker.shutdown else WorkerState.ONLINE
+    worker.transport, worker.host, worker.pid = transport, message.host, message.pid
+    worker.slots, worker.program_hash = message.slots, message.program_hash
+    worker.version, worker.batch_job_id = message.version, message.batch_job_id
+    worker.time_left_s = message.time_left_s
+    worker.ended_at = None
+    if new:
+        worker.registered_at = book.wall
+        worker.launch_id = message.launch_id
+        worker.hb_seq = worker.seen = 0
+        worker.report = None
+    worker.credit = 0
+    worker.line.welcomed = worker.line.confirmed = False
+    worker.line.gone_cause = ""
+    worker.line.gone_charge = True
+    worker.line.welcome_seq = outbound.next_seq(worker)
+    worker.line.posted = worker.line.welcome_seq - 1
+    renew(book, worker)
+    outcomes.raise_floor(book, worker, message.floor)
+    book.touch_worker(worker)
+    book.dirty[worker_id] = worker
+    if new:
+        book.story(
+            "worker_online",
+            f"{message.host} pid {message.pid}, {message.slots} slot(s), {transport}",
+            worker=worker_id,
+            launch=message.launch_id,
+        )
+        _bring_launch(book, worker)
+    for held in message.held:
+        if not _has(worker, held) and not outcomes.claim(book, worker, held, running=False):
+            outbound.cancel(book, worker, held, "unwanted")
+    if worker.program_hash != book.program_hash and book.program_hash:
+        outbound.shut_down(book, worker, "program", now=False)
+        worker.state = WorkerState.DRAINING
+    if book.finishing is not None:
+        outbound.shut_down(book, worker, book.finishing, now=book.finishing_now)
+
+
+def _refusal(book: Book, message: Register) -> tuple[str, str] | None:
+    if message.protocol_max < limits.PROTOCOL_MIN or message.protocol_min > limits.PROTOCOL_MAX:
+        return (
+            "version",
+            f"This worker (jobflowd {message.version}) speaks protocol {message.protocol_min} to "
+            f"{message.protocol_max}, the manager {limits.PROTOCOL_MIN} to {limits.PROTOCOL_MAX}. "
+            "Install the same jobflowd version for both.",
+        )
+    changed = book.program_hash and message.program_hash != book.program_hash
+    if changed and not message.held:
+        return (
+            "program",
+            "The program's text on this node is not the one that the manager runs. Check that "
+            "both see the same file, or restart the manager after an edit.",
+        )
+    return None
+
+
+def _bring_launch(book: Book, worker: Worker) -> None:
+    """A registered worker is what a launch was for, and the best evidence of it."""
+    launch = book.launches.get(worker.launch_id or "")
+    if launch is None:
+        return
+    if launch.state is LaunchState.CANCELED or launch.cancel_asked:
+        outbound.shut_down(book, worker, "scale", now=False)
+        worker.state = WorkerState.DRAINING
+    launch.worker = worker.row
+    launch.registered = True
+    launch.ended_at = None
+    if worker.batch_job_id and not launch.batch_job_id:
+        launch.batch_job_id = worker.batch_job_id
+    book.move_launch(launch, LaunchState.ONLINE)
+
+
+def renew(book: Book, worker: Worker) -> None:
+    """The worker was heard: its lease runs anew."""
+    lease_s = max(book.settings.terms[worker.transport][1], 0.0)
+    worker.heard_at = book.now
+    worker.lease_until = book.now + lease_s
+    book.deadlines.set(("lease", worker.worker_id), worker.lease_until)
+
+
+def refresh_leases(book: Book) -> None:
+    """The daemon itself was away: silence during that time proves nothing."""
+    for worker in book.workers.values():
+        if worker.registered and not worker.line.gone_cause:
+            renew(book, worker)
+
+
+# --- reports ----------------------------------------------------------------------------------
+
+
+def on_report(book: Book, worker: Worker, report: Report) -> None:
+    """Compare a report with memory and repair every difference."""
+    if report.hb_seq <= worker.hb_seq:
+        return  # Older than what is known: it renews nothing.
+    renew(book, worker)
+    worker.hb_seq = report.hb_seq
+    worker.line.answer = True
+    worker.line.welcomed = True
+    book.dirty[worker.worker_id] = worker
+    worker.seen = max(worker.seen, min(report.seen, worker.seq))
+    outcomes.raise_floor(book, worker, report.floor)
+    worker.rss_bytes, worker.time_left_s = report.rss_bytes, report.time_left_s
+    if report.same:
+        if worker.report is None:
+            worker.line.want_full = True
+            return
+    else:
+        worker.report = report
+        worker.progress = {one.task_id: one for one in report.progress}
+        _reconcile(book, worker, report)
+    if report.leaving is not None and not worker.leaving:
+        worker.leaving = True
+        worker.reason = report.leaving
+        if worker.state is WorkerState.ONLINE:
+            worker.state = WorkerState.DRAINING
+        book.touch_worker(worker)
+        book.story("worker_leaving", report.leaving, worker=worker.worker_id)
+    _repeat_unseen(book, worker, report)
+
+
+def _has(worker: Worker, held: Held) -> bool:
+    attempting = worker.attempts.get(held.task_id)
+    return attempting is not None and attempting.attempt == held.attempt
+
+
+def _reconcile(book: Book, worker: Worker, report: Report) -> None:
+    listed = set(report.settled)
+    for held in report.running:
+        listed.add(held)
+        attempting = worker.attempts.get(held.task_id)
+        if attempting is not None and attempting.attempt == held.attempt:
+            if not attempting.running:
+                outcomes.mark_running(book, worker, attempting)
+        else:
+            _strange(book, worker, held, running=True)
+    for held in report.waiting:
+        listed.add(held)
+        if not _has(worker, held):
+            _strange(book, worker, held, running=False)
+    for held in [held for held in worker.cancels if held not in listed]:
+        if worker.line.cancel_seqs[held] <= worker.seen:
+            del worker.cancels[held], worker.line.cancel_seqs[held]
+    for task_id, attempting in worker.attempts.items():
+        if attempting.seq <= worker.seen and Held(task_id, attempting.attempt) not in listed:
+            # The worker saw it and does not have it: it goes out once more.
+            attempting.seq = outbound.next_seq(worker)
+            attempting.sent_at = book.now
+    if not worker.line.confirmed:
+        worker.line.confirmed = True
+        _release_unclaimed(book, worker)
+
+
+def _strange(book: Book, worker: Worker, held: Held, *, running: bool) -> None:
+    """The worker holds an attempt that memory does not count as its own."""
+    if held in worker.cancels:
+        if worker.line.cancel_seqs[held] <= worker.seen:
+            outbound.cancel(book, worker, held, worker.cancels[held])
+        return
+    if not outcomes.claim(book, worker, held, running=running):
+        outbound.cancel(book, worker, held, "unwanted")
+
+
+def _release_unclaimed(book: Book, worker: Worker) -> None:
+    """A survivor's first full report is the truth: what it does not list, it does not have.
+
+    Outcomes that are still in its outbox are listed as settled, and come by themselves.
+    """
+    report = worker.report
+    settled = set(report.settled) if report is not None else set()
+    for task in [task for task in book.held.values() if task.worker == worker.row]:
+        if Held(task.task_id, task.current) not in settled:
+            outcomes.release_held(book, task, "manager restart")
+
+
+def _repeat_unseen(book: Book, worker: Worker, report: Report) -> None:
+    """Count the credit from `seen`, and repair if something was lost on the way."""
+    unseen: list[Attempting] = [one for one in worker.attempts.values() if one.seq > worker.seen]
+    worker.credit = max(0, report.credit - len(unseen))
+    behind = worker.line.posted > worker.seen
+    if not behind:
+        return
+    patience = book.settings.terms[worker.transport][0] / 4
+    aged = any(one.sent_at + patience <= book.now for one in unseen)
+    standing = any(seq > worker.seen for seq in worker.line.cancel_seqs.values())
+    if worker.line.shutdown_seq > worker.seen or standing or aged or report.gap:
+        worker.line.repair = True
+
+
+# --- the end of a worker ----------------------------------------------------------------------
+
+
+def expire(book: Book, worker: Worker) -> None:
+    """The lease fell due. The worker is lost only if its mail has been read since."""
+    if not worker.registered:
+        return
+    read_at = worker.read_at if worker.transport == "fs" else book.mail_read_at
+    if worker.lease_until > book.now or read_at < worker.lease_until:
+        # Looked at again right after the next drain; a short step keeps the loop from spinning.
+        book.deadlines.set(("lease", worker.worker_id), max(worker.lease_until, book.now + 0.05))
+        return
+    lose(book, worker, worker.line.gone_cause or "worker lost: its lease expired")
+
+
+def gone(book: Book, worker: Worker, cause: str, *, charge: bool) -> None:
+    """Its process is certainly dead: it is lost as soon as its last mail is read.
+
+    `charge` False: the cause is known to be nobody's fault (walltime, preemption, our cancel).
+    """
+    if worker.registered and not worker.line.gone_cause:
+        worker.line.gone_cause = cause
+        worker.line.gone_charge = charge
+        worker.lease_until = book.now
+        book.deadlines.set(("lease", worker.worker_id), book.now)
+
+
+def lose(book: Book, worker: Worker, cause: str) -> None:
+    """Take a silent or dead worker out, with everything it had."""
+    charge = worker.line.gone_charge and worker.shutdown is None and not worker.leaving
+    outcomes.give_up(book, worker, cause, charge=charge)
+    book.story(
+        "worker_lost", cause, worker=worker.worker_id, launch=worker.launch_id, level="warning"
+    )
+    launch = book.launches.get(worker.launch_id or "")
+    if launch is not None and launch.state is LaunchState.ONLINE:
+        # Its place is refilled; what is left of it is taken away.
+        launch.cancel_asked = True
+        book.move_launch(launch, LaunchState.STALE, cause)
+        book.effect(CancelLaunch(launch.launch_id, launch.batch_job_id))
+    _offline(book, worker, cause)
+
+
+def leave(book: Book, worker: Worker, reason: str) -> None:
+    """The worker said good-bye: what it still had is queued again, charged to nobody."""
+    outcomes.give_up(book, worker, f"worker left: {reason}", charge=False)
+    book.story("worker_left", reason, worker=worker.worker_id, launch=worker.launch_id)
+    launch = book.launches.get(worker.launch_id or "")
+    if launch is not None and launch.state not in LAUNCH_OVER:
+        book.move_launch(launch, LaunchState.ENDED, reason)
+    _offline(book, worker, reason)
+
+
+def _offline(book: Book, worker: Worker, reason: str) -> None:
+    worker.registered = False
+    worker.state = WorkerState.OFFLINE
+    worker.reason = reason
+    worker.ended_at = book.wall
+    worker.credit = 0
+    worker.report = None
+    worker.progress = {}
+    worker.cancels = {}
+    worker.line.cancel_seqs = {}
+    worker.line.repair = worker.line.answer = False
+    book.deadlines.drop(("lease", worker.worker_id))
+    book.dirty.pop(worker.worker_id, None)
+    book.touch_worker(worker)
+    book.effect(Forget(worker.worker_id, worker.transport))

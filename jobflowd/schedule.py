@@ -1,0 +1,90 @@
+"""Which ready task goes to which worker.
+
+Pure. Workers ask (their `credit`); the queue is shared out in rounds so that near its end every
+worker gets its part, and a large credit cannot drain it for one. A `solo` task goes to a free slot
+only, and nothing is prefetched behind it.
+"""
+
+from __future__ import annotations
+
+from jobflow_worker import limits
+from jobflowd import outbound
+from jobflowd.book import Book
+from jobflowd.model import Task, Worker, WorkerState
+
+#: Unseen spec bytes that a mailbox may hold: half of it stays free for the rest.
+MAILBOX_SPEC_BYTES_MAX = limits.MAILBOX_BYTES_MAX // 2
+
+
+def assign_ready(book: Book) -> None:
+    """Hand out ready tasks until there are none, or no worker has room."""
+    if book.paused or book.finishing is not None or not len(book.ready):
+        return
+    asking = [_Room(book, worker) for worker in book.workers.values() if _may_take(worker)]
+    asking = [room for room in asking if room.left > 0]
+    aside: list[Task] = []
+    while asking and len(book.ready):
+        share = max(1, len(book.ready) // len(asking))
+        for room in asking:
+            _fill(book, room, share, aside)
+        if len(aside) > limits.ITEMS_PER_MESSAGE_MAX:
+            break
+        asking = [room for room in asking if room.left > 0 and not room.full]
+    for task in aside:
+        book.ready.offer(task)
+
+
+class _Room:
+    """What one worker can still take in this turn; one seq for all of it."""
+
+    def __init__(self, book: Book, worker: Worker) -> None:
+        self.worker = worker
+        most = book.settings.max_inflight_per_worker or limits.ATTEMPTS_PER_WORKER_MAX
+        self.left = min(worker.credit, most - len(worker.attempts), limits.ITEMS_PER_MESSAGE_MAX)
+        if worker.line.solo:
+            self.left = min(self.left, worker.slots - len(worker.attempts))
+        self.bytes_left = outbound.DELIVER_BYTES_MAX
+        if worker.transport == "fs":
+            unseen = sum(
+                one.task.spec_bytes for one in worker.attempts.values() if one.seq > worker.seen
+            )
+            self.bytes_left = min(self.bytes_left, MAILBOX_SPEC_BYTES_MAX - unseen)
+        self.seq = 0
+        self.full = self.bytes_left <= 0
+
+
+def _may_take(worker: Worker) -> bool:
+    return (
+        worker.registered
+        and worker.credit > 0
+        and worker.state is WorkerState.ONLINE
+        and worker.shutdown is None
+        and not worker.line.gone_cause
+    )
+
+
+def _fill(book: Book, room: _Room, share: int, aside: list[Task]) -> None:
+    worker = room.worker
+    for _ in range(min(share, room.left)):
+        task = book.ready.pop()
+        if task is None:
+            return
+        if task.solo and len(worker.attempts) >= worker.slots:
+            aside.append(task)
+            continue
+        if task.spec_bytes > room.bytes_left and room.seq:
+            book.ready.offer(task)
+            room.full = True
+            return
+        if not room.seq:
+            room.seq = outbound.next_seq(worker)
+            book.dirty[worker.worker_id] = worker
+        book.assign(worker, task, room.seq)
+        room.bytes_left -= task.spec_bytes
+        room.left -= 1
+        worker.credit -= 1
+        if task.solo:
+            worker.line.solo = True
+            room.left = min(room.left, worker.slots - len(worker.attempts))
+    if room.bytes_left <= 0:
+        room.full = True

@@ -1,0 +1,152 @@
+"""What the coordinator shows of itself: a `Census` for status, listings and telemetry.
+
+Pure. From memory only, so that it can be asked at any time, also while the disk is full.
+"""
+
+from __future__ import annotations
+
+from jobflowd import census
+from jobflowd.coordinator import Coordinator
+from jobflowd.model import LaunchState, TaskState, Worker, WorkerState
+
+#: Throughput is a mean over this many seconds.
+THROUGHPUT_S = 30.0
+
+
+def take_census(
+    coordinator: Coordinator, *, started_at: float, degraded: str = ""
+) -> census.Census:
+    """One moment of the session. `degraded`: why the database cannot be written, if so."""
+    book = coordinator.book
+    counts = book.counts
+    state, reason = _state(coordinator, degraded)
+    rate = throughput(coordinator)
+    breaker = coordinator.launching.breaker
+    online = tuple(_worker(coordinator, one) for one in book.workers.values() if one.registered)
+    return census.Census(
+        session=book.settings.session,
+        program=book.settings.program,
+        state=state,
+        state_reason=reason,
+        started_at=started_at,
+        tasks=census.TaskCounts(
+            queued=counts[TaskState.QUEUED],
+            assigned=counts[TaskState.ASSIGNED],
+            running=counts[TaskState.RUNNING],
+            succeeded=counts[TaskState.SUCCEEDED],
+            failed=counts[TaskState.FAILED],
+            canceled=counts[TaskState.CANCELED],
+            held=len(book.held),
+        ),
+        workers=online,
+        workers_offline=len(book.workers) - len(online),
+        launches=tuple(_launches(coordinator)),
+        launch_counts=_launch_counts(coordinator),
+        target=book.wanted if coordinator.launching.active else len(online),
+        throughput_per_s=rate,
+        eta_s=book.remaining / rate if rate and book.remaining and book.generated else None,
+        launching=census.Launching(breaker.open, _why_paused(breaker.why, breaker.tail)),
+        warnings=tuple(book.warnings.values()),
+    )
+
+
+def _why_paused(why: str, tail: str) -> str:
+    return f"{why}\n{tail}" if tail else why
+
+
+def _state(coordinator: Coordinator, degraded: str) -> tuple[str, str]:
+    book = coordinator.book
+    if degraded:
+        return "degraded", degraded
+    if book.generation_error is not None:
+        return "draining", f"generate_tasks failed: {book.generation_error}"
+    if book.finishing is not None:
+        online = sum(1 for worker in book.workers.values() if worker.registered)
+        return "draining", f"{book.finishing}: {online} workers are leaving"
+    if book.generated and book.remaining == 0:
+        return "done", "every task has its outcome"
+    if book.paused:
+        return "paused", "by an operator; `jobflowctl resume` goes on"
+    if not book.generated:
+        return "generating", f"{book.total} tasks so far"
+    if book.held:
+        return "running", f"{len(book.held)} tasks wait for workers of before the restart"
+    if not any(worker.registered for worker in book.workers.values()):
+        return "running", _why_no_worker(coordinator)
+    return "running", ""
+
+
+def _why_no_worker(coordinator: Coordinator) -> str:
+    launching = coordinator.launching
+    if not launching.active:
+        return "no worker is connected; start one: jobflow-worker --session NAME"
+    if launching.breaker.open:
+        return f"launching is paused: {launching.breaker.why}"
+    coming = len(launching.open_launches())
+    return f"no worker is connected yet; {coming} launches are coming"
+
+
+def throughput(coordinator: Coordinator) -> float | None:
+    """Tasks ended per second, lately; None before anything can be said."""
+    book = coordinator.book
+    recent = [one for one in book.samples if book.now - one[0] <= THROUGHPUT_S]
+    if not recent or book.completed == 0:
+        return None
+    since, before = recent[0]
+    span = book.now - since
+    return (book.completed - before) / span if span >= 0.5 else None
+
+
+def _worker(coordinator: Coordinator, worker: Worker) -> census.WorkerView:
+    book = coordinator.book
+    running = tuple(task_id for task_id, one in worker.attempts.items() if one.running)
+    if worker.state is WorkerState.ONLINE:
+        state = "busy" if worker.attempts else "idle"
+    else:
+        state = worker.state.word
+    return census.WorkerView(
+        worker_id=worker.worker_id,
+        state=state,
+        host=worker.host,
+        pid=worker.pid,
+        slots=worker.slots,
+        transport=worker.transport,
+        heartbeat_age_s=max(0.0, book.now - worker.heard_at),
+        running=running,
+        done=worker.done,
+        failed=worker.failed,
+        launch_id=worker.launch_id,
+        batch_job_id=worker.batch_job_id,
+        time_left_s=worker.time_left_s,
+        rss_bytes=worker.rss_bytes,
+        reason=worker.reason,
+        progress={one.task_id: one.fraction for one in worker.progress.values()},
+    )
+
+
+def _launches(coordinator: Coordinator) -> list[census.LaunchView]:
+    book = coordinator.book
+    views = []
+    for one in book.launches.values():
+        worker = book.by_row.get(one.worker if one.worker is not None else -1)
+        views.append(
+            census.LaunchView(
+                launch_id=one.launch_id,
+                system=one.system,
+                state=one.state.word,
+                batch_job_id=one.batch_job_id,
+                submitted_at=one.submitted_at,
+                worker_id=worker.worker_id if worker is not None else None,
+                reason=one.reason,
+                script=one.script,
+                output=one.output,
+            )
+        )
+    return views
+
+
+def _launch_counts(coordinator: Coordinator) -> dict[str, int]:
+    counts = {state.word: 0 for state in LaunchState}
+    for one in coordinator.book.launches.values():
+        counts[one.state.word] += 1
+    return counts
