@@ -170,11 +170,11 @@ class Runner:
         os.register_at_fork(after_in_child=self._leave_to_parent)
         self._clean_folder()
         try:
-            self._clear_refs = os.open("/proc/self/clear_refs", os.O_WRONLY | os.O_CLOEXEC)
+            self._clear_refs = _own(os.open("/proc/self/clear_refs", os.O_WRONLY | os.O_CLOEXEC))
         except OSError:
             self._clear_refs = -1  # The peak of this process's whole life is reported then.
         self._cwd = os.getcwd()
-        self._cwd_fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._cwd_fd = _own(os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
         umask = self._setup["umask"]
         self._umask = os.umask(0o077) if umask is None else umask
         os.umask(self._umask)
@@ -294,7 +294,8 @@ class Runner:
         try:
             if self._progress_fd < 0:
                 path = os.path.join(self._folder, childwire.PROGRESS_FILE)
-                self._progress_fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+                self._progress_fd = _own(os.open(path, flags, 0o600))
             record = childwire.progress_record(task_id, attempt, value, info)
             os.pwrite(self._progress_fd, record, 0)
         except OSError:

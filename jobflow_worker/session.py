@@ -102,7 +102,7 @@ class Session:
         self._leave_code = 0
         self._kill_at: float | None = None
         self._farewell_at: float | None = None
-        self._farewell_sent = False
+        self._farewell: Outgoing | None = None
         self._goodbye = ""
 
     # --- entrance -----------------------------------------------------------------------------
@@ -123,7 +123,8 @@ class Session:
     def everything(self) -> list[Outgoing]:
         """The whole mailbox: all unacknowledged outcomes and the latest report or Register."""
         latest = [self.reporter.latest] if self.reporter.latest is not None else []
-        return [self._dated(one) for one in self.outbox.waiting()] + latest
+        farewell = [self._farewell] if self._farewell is not None else []
+        return [self._dated(one) for one in self.outbox.waiting()] + latest + farewell
 
     def next_deadline(self) -> float | None:
         """When `handle` should be called even if nothing happens."""
@@ -475,9 +476,8 @@ class Session:
             self._farewell_at = self._now + FAREWELL_S
         if self.outbox.empty:
             if self._welcomed:
-                self._effects.append(
-                    Send((Outgoing(self.outbox.next_counter(), ShutdownAck(self._why())),))
-                )
+                self._farewell = Outgoing(self.outbox.next_counter(), ShutdownAck(self._why()))
+                self._effects.append(Send((self._farewell,)))
             self._exit(self._leave_code, f"left: {self._why()}")
         elif self._now >= self._farewell_at:
             self.outbox.pack()

@@ -106,6 +106,8 @@ class Slot:
         self._kill_at: float | None = None
         self._fruitless = 0
         self._restart_at = 0.0
+        self._looked_at = 0.0
+        self._burying = False
 
     # --- what the agent asks --------------------------------------------------------------------
 
@@ -147,9 +149,9 @@ class Slot:
         if self._kill_at is not None:
             times.append(self._kill_at)
         if self._child.hung_up:
-            times.append(now + _DYING_LOOK_S)
+            times.append(self._looked_at + _DYING_LOOK_S)
         if self._child.has_orphans or self._state is _State.LOADING:
-            times.append(now + _IDLE_LOOK_S)
+            times.append(self._looked_at + _IDLE_LOOK_S)
         if self._state is _State.READY and self._sent and self._doom is None:
             times.append(self._watch.next_look(self._queue[0]))
         return min(times, default=None)
@@ -210,6 +212,7 @@ class Slot:
 
     def check(self, now: float) -> list[SlotEvent]:
         """Time-outs, memory, output size, escalation of kills, death and restart."""
+        self._looked_at = now
         if self._child.pid is not None:
             self._look(now)
         elif self._state is _State.PAUSE and now >= self._restart_at:
@@ -298,8 +301,9 @@ class Slot:
                 return
             if not more:
                 break
-        if self._child.hung_up and self._kill_at is None:
-            self._kill_at = time.monotonic() + _DYING_S
+        if self._child.hung_up and not self._burying:
+            dying_at = time.monotonic() + _DYING_S
+            self._kill_at = min(dying_at, self._kill_at or dying_at)
             self._bury()
 
     def _on_frame(self, items: list[Any]) -> None:
@@ -387,8 +391,9 @@ class Slot:
         if not self._child.is_dead():
             return False
         self._child.end_group()
-        self._kill_at = 0.0  # Set, so that the end of the pipe does not lead here again.
+        self._burying = True  # So that the end of the pipe does not lead here again.
         self._read(_READS_OF_DEAD)
+        self._burying = False
         end = self._child.reap()
         self._withdraw()
         tail = self._child.output_tail()

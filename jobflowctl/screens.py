@@ -124,10 +124,10 @@ def launches(body: Body, style: Style) -> list[str]:
 
 def events(body: Body, style: Style) -> list[str]:
     """History, one line each."""
-    return [event_line(row, style) for row in body.get("events") or []] or ["nothing happened yet"]
+    return [event_line(row) for row in body.get("events") or []] or ["nothing happened yet"]
 
 
-def event_line(row: Body, style: Style) -> str:
+def event_line(row: Body) -> str:
     """One line of history."""
     names = [row.get(key) for key in ("task_id", "worker_id", "launch_id")]
     who = " ".join(safe(name) for name in names if name)

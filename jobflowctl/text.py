@@ -9,6 +9,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from typing import Final
 
 _GAP: Final = "  "
@@ -154,6 +155,25 @@ def duration(seconds: float | None) -> str:
             rest = whole % low // part
             return f"{whole // low} {unit}" + (f" {rest} {small}" if rest else "")
     return f"{whole // 60} min" + (f" {whole % 60} s" if whole % 60 else "")
+
+
+def seconds(text: str) -> float:
+    """The seconds of `90`, `90s`, `5m`, `2h` or `1d`. Raises ValueError for anything else."""
+    factors = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+    word = text.strip().lower()
+    factor = factors.get(word[-1:], 0)
+    value = float(word[:-1] if factor else word) * (factor or 1)
+    if not 0 <= value < 1e9:
+        raise ValueError("a duration is between 0 and 30 years")
+    return value
+
+
+def iso(at: float | None) -> str | None:
+    """Wall-clock seconds as UTC ISO-8601, as the daemon writes it."""
+    if at is None:
+        return None
+    moment = datetime.fromtimestamp(at, timezone.utc)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def size(count: float | None) -> str:

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from jobflowctl import errors
 from jobflowctl.client import Client
-from jobflowctl.text import duration
+from jobflowctl.text import duration, iso
 from jobflowd import api
 
 #: How long a daemon may be gone without a recorded end: a service restarts within this.
@@ -32,7 +32,10 @@ class TimedOut(errors.CtlError):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a run ended; `code` is 0, 3 or 4. `ended_at` is None while the daemon stays."""
+    """How a run ended; `code` is 0, 3 or 4, `daemon_code` what the daemon itself returned.
+
+    `ended_at` is wall-clock seconds. Both are None while the daemon stays.
+    """
 
     session: str
     state: str
@@ -48,7 +51,7 @@ class Outcome:
             "state": self.state,
             "code": self.code,
             "daemon_code": self.daemon_code,
-            "ended_at": self.ended_at,
+            "ended_at": iso(self.ended_at),
             "tasks": self.tasks,
         }
 
@@ -87,7 +90,7 @@ def wait_for_end(
             try:
                 body = client.call("status")
             except errors.DaemonBusy:
-                body = None
+                pass
             except errors.NoSession:
                 outcome = recorded(place)
                 if outcome is not None:
@@ -95,7 +98,6 @@ def wait_for_end(
                 gone_at = clock() if gone_at is None else gone_at
                 if not seen or clock() - gone_at >= gone_patience_s:
                     raise
-                body = None
             else:
                 seen, gone_at = True, None
                 on_status(body)

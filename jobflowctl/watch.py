@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from jobflowctl import errors
-from jobflowctl.client import Client, not_running
+from jobflowctl.client import Client
 from jobflowctl.output import Output
 from jobflowctl.text import duration
 from jobflowctl.waiting import GONE_PATIENCE_S, recorded
@@ -136,9 +136,3 @@ def _show(output: Output, body: dict[str, Any]) -> None:
     from jobflowctl.statusscreen import status_line
 
     output.line("watch", body, status_line(body, output.style()))
-
-
-def ensure_running(place: api.SessionPlace) -> None:
-    """Raise `NoSession`, with the recorded end if there is one, unless a daemon listens here."""
-    if not place.answers():
-        raise not_running(place, time.time())

@@ -46,6 +46,13 @@ _METAVAR: Final = {
     "args": "JSON",
 }
 
+#: A daemon may be done before anybody could be told that it is ready.
+_ENDED: Final = {
+    0: "nothing was left to do: all tasks have succeeded, and the daemon has ended",
+    3: "nothing was left to do: some tasks have failed, and the daemon has ended",
+    4: "the daemon was stopped at its start, with work left",
+}
+
 _EXAMPLES: Final = """Examples:
 
 jobflowd start --program conv.py --program-args '{"input_dir": "/data"}' --workers 4
@@ -155,8 +162,9 @@ app.command("start", epilog=_EXAMPLES)(_start)
 def _start_detached() -> int:
     outcome = detach.start_detached(lambda text: print(f"jobflowd: {text}", file=sys.stderr))
     if isinstance(outcome, detach.Ended):
-        if outcome.text:
-            print(outcome.text, file=sys.stderr)
+        unknown = f"the daemon ended at its start with exit code {outcome.code}; its log says why"
+        words = outcome.text or f"jobflowd: {_ENDED.get(outcome.code, unknown)}"
+        print(words, file=sys.stderr)
         return outcome.code
     print(f"session  {outcome.session}  in {outcome.directory}")
     print(f"pid      {outcome.pid}")

@@ -88,11 +88,12 @@ def line(census: Census) -> str:
     return ", ".join(parts)
 
 
-def summary(census: Census, code: int, log: str) -> str:
-    """What the run came to, and what to type next."""
+def summary(census: Census, code: int, log: str, *, ran: int) -> str:
+    """What the run came to, and what to type next. `ran`: tasks that ended in this start."""
     tasks = census.tasks
     took = duration(max(0.0, time.time() - census.started_at))
-    head = f"{census.session}: {tasks.succeeded} succeeded, {tasks.failed} failed"
+    done = "already complete: " if code == 0 and tasks.total and not ran else ""
+    head = f"{census.session}: {done}{tasks.succeeded} succeeded, {tasks.failed} failed"
     if tasks.canceled:
         head += f", {tasks.canceled} canceled"
     left = tasks.queued + tasks.assigned + tasks.running

@@ -28,7 +28,7 @@ from jobflowd.book import Settings
 from jobflowd.census import Census
 from jobflowd.config import StartConfig, terms
 from jobflowd.coordinator import Coordinator
-from jobflowd.dbfile import DiskFull
+from jobflowd.dbfile import DiskFull, StoreBroken
 from jobflowd.effects import Post
 from jobflowd.generate import GeneratorProcess
 from jobflowd.mailboxes import MailboxClient
@@ -63,6 +63,13 @@ def run(config: StartConfig) -> int:
         try:
             daemon.open()
             return daemon.loop()
+        except StoreBroken as error:
+            # No clean end: SQLite would let a later write succeed on pages that were never stored.
+            _log.error("store_broken", text=str(error))
+            detach.announce_failure(str(error), error.exit_code)
+            sys.stderr.write(f"jobflowd: error: {error}\n")
+            sys.stderr.flush()
+            os._exit(error.exit_code)
         finally:
             daemon.close()
     finally:
@@ -239,7 +246,8 @@ class Daemon:
             self._exit_code = self._coordinator.finished
 
     def _interest(self) -> dict[object, int]:
-        interest: dict[object, int] = {**self._admin.interest()}
+        interest: dict[object, int] = {}
+        interest.update(self._admin.interest())
         if self._zmq is not None:
             interest[self._zmq.socket] = zmq.POLLIN
         if self._mail is not None:
@@ -540,7 +548,8 @@ class Daemon:
             self._telemetry.close(self._reader.snapshot(census))
         _log.info("ended", code=code, state=state, **counts)
         if self._progress is not None:
-            self._progress.say(console.summary(census, code, str(self._session.log_path)))
+            log = str(self._session.log_path)
+            self._progress.say(console.summary(census, code, log, ran=book.completed))
             if book.generation_error is not None:
                 self._progress.say(f"generate_tasks() failed: {book.generation_error}")
 

@@ -80,7 +80,8 @@ class Launching:
         worker = book.by_row.get(launch.worker if launch.worker is not None else -1)
         asked = launch.cancel_asked
         if worker is not None and worker.registered:
-            reports.gone(book, worker, event.reason or "its process ended", charge=not asked)
+            charge = not asked and event.state is LaunchState.FAILED
+            reports.gone(book, worker, event.reason or "its process ended", charge=charge)
         elif worker is not None:
             self._release_held_of(worker)
         elif not launch.registered and not asked and book.finishing is None:

@@ -256,8 +256,9 @@ def lose(book: Book, worker: Worker, cause: str) -> None:
     """Take a silent or dead worker out, with everything it had."""
     charge = worker.line.gone_charge and worker.shutdown is None and not worker.leaving
     outcomes.give_up(book, worker, cause, charge=charge)
+    level = "warning" if worker.line.gone_charge else "info"
     book.story(
-        "worker_lost", cause, worker=worker.worker_id, launch=worker.launch_id, level="warning"
+        "worker_lost", cause, worker=worker.worker_id, launch=worker.launch_id, level=level
     )
     launch = book.launches.get(worker.launch_id or "")
     if launch is not None and launch.state is LaunchState.ONLINE:

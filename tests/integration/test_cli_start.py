@@ -26,6 +26,8 @@ def run(config):
     if act == "print":
         print(config.workers, config.program_args)
         return 3
+    if act == "quiet":
+        return 0
     if act == "die":
         print("a library's last words", file=sys.stderr, flush=True)
         os.kill(os.getpid(), signal.SIGSEGV)
@@ -148,6 +150,12 @@ def test_flags_reach_the_daemon_and_its_code_comes_back(stub: Runner) -> None:
     # Ready was never said; the end of the daemon is the answer, with all that it printed.
     found = stub("print", *args, "--detach")
     assert (found.returncode, found.stderr) == (3, "10 {'a': 'b c'}\n")
+
+
+def test_a_run_that_is_over_at_once_is_said(stub: Runner) -> None:
+    found = stub("quiet", "start", "-P", "conv.py", "--detach")
+    assert found.returncode == 0
+    assert "all tasks have succeeded" in found.stderr
 
 
 def test_a_daemon_that_dies_at_its_start_is_reported(stub: Runner) -> None:
