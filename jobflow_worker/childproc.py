@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from jobflow_worker import childwire, limits, processes
+from jobflow_worker.messages import Assignment, Held
 from jobflow_worker.program import ProgramRef
 
 _READ_BYTES: Final = 256 * limits.KIB
@@ -104,6 +105,8 @@ class ChildProcess:
         self._pipe = -1
         self._pipe_end = -1
         self._buffer = bytearray()
+        self._spec_files: dict[Held, str] = {}
+        self._spec_count = 0
         self._orphans: list[int] = []
         self.hung_up = False
 
@@ -126,7 +129,7 @@ class ChildProcess:
         setup = self._setup
         os.makedirs(self.folder, mode=0o700, exist_ok=True)
         setup_file = os.path.join(self.folder, childwire.SETUP_FILE)
-        write_file(setup_file, self._setup_text())
+        _write_file(setup_file, self._setup_text())
         self._tag = f"JOBFLOW_CHILD={os.urandom(8).hex()}"
         name, _, value = self._tag.partition("=")
         env = {**(os.environ if setup.env is None else setup.env), name: value}
@@ -193,9 +196,14 @@ class ChildProcess:
         """Readable when the child has said something or has ended."""
         return self._pipe
 
-    def send(self, packet: bytes) -> bool:
-        """Feed one packet; False if there is no room now."""
+    def send(self, one: Assignment) -> bool:
+        """Feed one attempt; False if there is no room now.
+
+        Raises OSError if its spec is large and cannot be put into a file.
+        """
         assert self._feeder is not None
+        big = len(one.spec) > childwire.SPEC_INLINE_BYTES_MAX
+        packet = childwire.packet(one, self._spill(one) if big else None)
         try:
             self._feeder.send(packet)
         except OSError as error:
@@ -204,16 +212,37 @@ class ChildProcess:
             raise
         return True
 
-    def take_back(self, most: int) -> int:
-        """Withdraw up to so many packets that the child has not taken; returns how many."""
-        if self._taker is None:
-            return 0
-        for count in range(most):
+    def _spill(self, one: Assignment) -> str:
+        """Put a large spec into a file, which the child removes as it takes it."""
+        held = Held(one.task_id, one.attempt)
+        if held not in self._spec_files:
+            self._spec_count += 1
+            path = os.path.join(self.folder, f"spec-{self._spec_count}")
+            _write_file(path, one.spec)
+            self._spec_files[held] = path
+        return self._spec_files[held]
+
+    def forget(self, held: Held) -> None:
+        """An attempt that was sent is over or taken back: its file, if it has one, may go."""
+        if self._spec_files and held in self._spec_files:
             try:
-                self._taker.recv(1, socket.MSG_DONTWAIT)  # The rest of the packet goes with it.
+                os.unlink(self._spec_files.pop(held))
+            except OSError:
+                pass  # The child took it.
+
+    def take_back(self, most: int) -> list[Held]:
+        """Withdraw up to so many packets that the child has not taken; returns whose they were.
+
+        The child may take one from between them meanwhile, so they need not be neighbours.
+        """
+        back: list[Held] = []
+        while self._taker is not None and len(back) < most:
+            try:
+                data = self._taker.recv(childwire.PACKET_BYTES_MAX, socket.MSG_DONTWAIT)
             except BlockingIOError:
-                return count
-        return most
+                break
+            back.append(childwire.whose(data))
+        return back
 
     def end_input(self) -> None:
         """Let the child end by itself after what it has taken."""
@@ -332,7 +361,7 @@ class ChildProcess:
         self._feeder = self._taker = None
 
 
-def write_file(path: str, data: bytes) -> None:
+def _write_file(path: str, data: bytes) -> None:
     """A new private file with this content. Raises OSError."""
     with open(_create(path, os.O_WRONLY), "wb") as file:
         file.write(data)

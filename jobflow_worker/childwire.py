@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from jobflow_worker import limits
 from jobflow_worker.codec import decode_body, encode_body
-from jobflow_worker.messages import Assignment
+from jobflow_worker.messages import Assignment, Held
 
 #: Specs up to this size travel in the packet: a third of Linux's default socket buffer.
 SPEC_INLINE_BYTES_MAX: Final = 64 * limits.KIB
@@ -52,6 +52,12 @@ def packet(assignment: Assignment, spec_file: str | None) -> bytes:
     return encode_body(
         [assignment.task_id, assignment.attempt, spec, spec_file, assignment.timeout_s]
     )
+
+
+def whose(data: bytes) -> Held:
+    """The attempt in a packet."""
+    task_id, attempt, *_ = decode_body(data)
+    return Held(task_id, attempt)
 
 
 def frame(*items: Any) -> bytes:

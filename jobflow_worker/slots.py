@@ -6,7 +6,8 @@ Rules
   with the child, the rest is backlog. The child takes one at a time, so of those that have left
   the socket at most the first has no outcome: that one is running, and only it is ever blamed.
 * The agent holds a second descriptor of the child's end of the socket. Reading there takes whole
-  packets back atomically: what comes back never ran, what does not come back was taken.
+  packets back, each atomically: what comes back never ran, what does not come back was taken. The
+  child may take one while its neighbours are taken back, so packets are known by their names.
 * What a dead child had said is read to the end before its death is judged: an outcome that was
   sent counts.
 * Nothing here blocks but `close`, `close_all` and the exec in `start`.
@@ -25,7 +26,7 @@ from enum import Enum
 from typing import Any, Final, NamedTuple
 
 from jobflow_worker import childwire, limits
-from jobflow_worker.childproc import ChildProcess, ChildSetup, End, write_file
+from jobflow_worker.childproc import ChildProcess, ChildSetup, End
 from jobflow_worker.messages import (
     Assignment,
     Failed,
@@ -98,8 +99,6 @@ class Slot:
         self._events: list[SlotEvent] = []
         self._queue: deque[Assignment] = deque()
         self._sent = 0
-        self._spec_files: dict[Held, str] = {}
-        self._spec_count = 0
         self._watch = Watch(self._child)
         self._cpu_told = 0.0
         self._doom: _Doom | None = None
@@ -240,40 +239,31 @@ class Slot:
         while self._sent < len(self._queue):
             one = self._queue[self._sent]
             try:
-                big = len(one.spec) > childwire.SPEC_INLINE_BYTES_MAX
-                spec_file = self._spill(one) if big else None
+                if not self._child.send(one):
+                    return  # Full: the next outcome makes room.
             except OSError as error:
                 del self._queue[self._sent]
                 text = f"OSError: its spec cannot be handed to it: {error}"
                 self._settle_badly(one, "exception", text, None, Usage(0.0, 0.0, 0), "")
                 continue
-            if not self._child.send(childwire.packet(one, spec_file)):
-                return  # Full: the next outcome makes room.
             self._sent += 1
-
-    def _spill(self, one: Assignment) -> str:
-        """Put a large spec into a file, which the child removes as it takes it."""
-        held = _held(one)
-        if held not in self._spec_files:
-            self._spec_count += 1
-            path = os.path.join(self._child.folder, f"spec-{self._spec_count}")
-            write_file(path, one.spec)
-            self._spec_files[held] = path
-        return self._spec_files[held]
 
     def _let_go(self, one: Assignment) -> Held:
         """The queue no longer holds it; nor does the disk."""
         held = _held(one)
-        if self._spec_files and held in self._spec_files:
-            try:
-                os.unlink(self._spec_files.pop(held))
-            except OSError:
-                pass  # The child took it.
+        self._child.forget(held)
         return held
 
     def _withdraw(self) -> None:
-        """Every packet that the child has not taken becomes backlog again."""
-        self._sent -= self._child.take_back(self._sent)
+        """Every packet that the child has not taken becomes backlog again, in its order."""
+        back = set(self._child.take_back(self._sent))
+        if not back:
+            return
+        sent = [self._queue.popleft() for _ in range(self._sent)]
+        self._queue.extendleft(reversed([one for one in sent if _held(one) in back]))
+        kept = [one for one in sent if _held(one) not in back]
+        self._queue.extendleft(reversed(kept))
+        self._sent = len(kept)
 
     def _pop_from(self, index: int) -> tuple[Held, ...]:
         popped = [self._queue.pop() for _ in range(len(self._queue) - index)]

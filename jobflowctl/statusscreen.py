@@ -75,7 +75,7 @@ def _task_counts(tasks: Body, style: Style) -> str:
             continue
         text = f"{number:,} {word}"
         if word == "queued" and tasks.get("held"):
-            text += f" ({int(tasks['held']):,} held for workers of before the restart)"
+            text += f" ({int(tasks['held']):,} held)"
         words.append(style.paint(text, "red" if word == "failed" and number else None))
     return style.dot.join(words)
 

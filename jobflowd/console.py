@@ -71,6 +71,13 @@ class Progress:
             pass  # The terminal is gone; the run is not.
 
 
+def counts(census: Census) -> dict[str, int]:
+    """The tasks by state, as `ended.json` and the log have them."""
+    tasks = census.tasks
+    names = ("total", "queued", "assigned", "running", "succeeded", "failed", "canceled")
+    return {name: getattr(tasks, name) for name in names}
+
+
 def line(census: Census) -> str:
     """The run in one line."""
     tasks = census.tasks

@@ -133,6 +133,12 @@ class Coordinator:
         self._decide_exit()
         return book.turn
 
+    def last_turn(self, now: float, wall: float, *, at_once: bool) -> Turn:
+        """After the run is over: take every launch back that is not."""
+        self.book.begin(now, wall, Facts())
+        self.launching.cancel_all(now=at_once)
+        return self.book.turn
+
     def _mind_the_gap(self, now: float) -> None:
         """After a pause of our own, silence proves nothing: every lease gets a fresh term."""
         before, self._last_turn = self._last_turn, now

@@ -12,56 +12,58 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-
-import psutil
-import zmq
+from contextlib import ExitStack
 
 from jobflow_worker import __version__
-from jobflow_worker.program import describe, program_hash
+from jobflow_worker.messages import Register
+from jobflow_worker.program import ProgramError, describe, program_hash
 from jobflow_worker.reactor import Reactor
 from jobflow_worker.sessionfiles import Beacon, write_beacon
-from jobflowd import console, detach, logs, notify, queries, views
+from jobflowd import console, detach, logs, notify, views
 from jobflowd import events as ev
-from jobflowd.admin import AdminServer, Request
-from jobflowd.api import READS, socket_paths
-from jobflowd.book import Settings
+from jobflowd.admin import AdminServer
+from jobflowd.api import socket_paths
 from jobflowd.census import Census
-from jobflowd.config import StartConfig, terms
+from jobflowd.config import StartConfig
 from jobflowd.coordinator import Coordinator
 from jobflowd.dbfile import DiskFull, StoreBroken
-from jobflowd.effects import Post
 from jobflowd.generate import GeneratorProcess
-from jobflowd.mailboxes import MailboxClient
-from jobflowd.model import Changes, Snapshot
-from jobflowd.performer import Carrier, Performer
-from jobflowd.processes import LocalDesk
+from jobflowd.opening import make_settings, open_desk, open_transports
+from jobflowd.performer import Performer
 from jobflowd.reading import Reader
 from jobflowd.recovery import Recovery
 from jobflowd.sessiondir import Session, open_session
+from jobflowd.sources import Sources
 from jobflowd.store import Store
 from jobflowd.telemetry import FilePublisher
-from jobflowd.zmqserver import ZmqServer
 
 _log = logs.get("jobflowd")
 
-#: Frames of workers taken in one pass: bounds the turn, and so how long an operator waits.
-FRAMES_PER_PASS = 256
-#: Batches of new tasks in one pass, for the same reason.
-BATCHES_PER_PASS = 4
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 #: How often the owner record is refreshed (RELIABILITY D12).
 OWNER_S = 30.0
 #: How long local workers may take to end after the run has.
 WORKER_EXIT_S = 3.0
+#: What `ended.json` and the log say of a run's end.
+END_WORDS = {0: "done", 3: "failed", 4: "stopped", 130: "stopped", 143: "stopped"}
 
 
 def run(config: StartConfig) -> int:
     """Run a session until its end; returns the exit code. What `jobflowd start` calls."""
     umask = os.umask(0o077)
-    session = open_session(config)
-    try:
-        daemon = Daemon(session, umask)
+    session = open_session(config, say=_say_waiting)
+    with ExitStack() as stack:
+        stack.callback(session.close)
+        background = detach.detached()
+        log_files = logs.start(
+            session.log_path,
+            level=config.log_level,
+            form=config.log_format,
+            console=not background,
+        )
+        stack.callback(log_files.close)
         try:
-            daemon.open()
+            daemon = Daemon(session, umask, stack, log_files, background=background)
             return daemon.loop()
         except StoreBroken as error:
             # No clean end: SQLite would let a later write succeed on pages that were never stored.
@@ -70,88 +72,75 @@ def run(config: StartConfig) -> int:
             sys.stderr.write(f"jobflowd: error: {error}\n")
             sys.stderr.flush()
             os._exit(error.exit_code)
-        finally:
-            daemon.close()
-    finally:
-        session.close()
+        except Exception as error:
+            _log.exception("died", error=f"{type(error).__name__}: {error}")
+            raise
+
+
+def _say_waiting(text: str) -> None:
+    detach.announce_waiting(text)
+    if not detach.detached():
+        sys.stderr.write(f"{text}\n")
 
 
 class Daemon:
-    """One session being served. `open`, `loop`, `close`."""
+    """One session being served. Opened by its constructor's `stack`, closed by unwinding it."""
 
-    def __init__(self, session: Session, umask: int) -> None:
-        config = session.config
+    def __init__(
+        self,
+        session: Session,
+        umask: int,
+        stack: ExitStack,
+        log_files: logs.Logging,
+        *,
+        background: bool,
+    ) -> None:
         self._session = session
-        self._config = config
-        self._paths = session.paths
-        self._log_files = logs.start(
-            session.log_path,
-            level=config.log_level,
-            form=config.log_format,
-            console=not detach.detached(),
-        )
-        self._store = Store(session.db_path)
-        self._reactor = Reactor()
-        self._admin = AdminServer(*socket_paths(session.paths.root))
-        self._generator: GeneratorProcess | None = GeneratorProcess(session.paths.root, umask=umask)
-        self._zmq: ZmqServer | None = None
-        self._mail: MailboxClient | None = None
-        self._desk: LocalDesk | None = None
-        if config.launcher == "multiprocess":
-            self._desk = LocalDesk(
-                session.paths.root,
-                start_dir=session.record.cwd,
-                slots=config.slots,
-                mode=config.mode,
-                umask=umask,
-            )
-        self._progress = console.Progress() if not detach.detached() else None
-        self._telemetry: FilePublisher | None = None
+        self._config = session.config
+        self._log_files = log_files
+        self._progress = None if background else console.Progress()
         self._hash = session.program_hash
-        self._pending: list[ev.Event] = []
+        self._pending: list[ev.Event] = [ev.ProgramChanged(self._hash)]
         self._signals = 0
         self._exit_code: int | None = None
         self._beacon_n = 0
-        self._beacon_at = self._owner_at = 0.0
+        self._beacon_at = self._owner_at = self._watchdog_at = 0.0
         self._watchdog_s = notify.watchdog_interval_s()
-        self._watchdog_at = 0.0
         self._announced = False
-        self._transports_ready = False
-        self._spools: list[str] = []
+        self._open(umask, stack)
 
-    # --- opening ----------------------------------------------------------------------------
-
-    def open(self) -> None:
-        """Open the store, bind, start helpers, and say that the daemon is ready."""
+    def _open(self, umask: int, stack: ExitStack) -> None:
+        """Open the store, bind, and start helpers, each with its end on the stack."""
         session, config = self._session, self._config
         for warning in session.warnings:
             _log.warning("session", text=warning)
-        self._store.open()
-        snapshot = self._store.begin_epoch(
-            "requeue" if config.recovery == "requeue" else "adopt", wall=time.time()
-        )
-        self._settings = self._make_settings(snapshot)
+        self._reactor = stack.enter_context(Reactor())
+        self._reactor.watch_signals(SIGNALS)
+        store = self._store = Store(session.db_path)
+        stack.callback(store.close)
+        store.open()
+        plain = config.recovery == "requeue"
+        snapshot = store.begin_epoch("requeue" if plain else "adopt", wall=time.time())
+        self._settings = settings = make_settings(session, store, snapshot.meta)
         self._epoch = int(snapshot.meta["epoch"])
-        self._coordinator = Coordinator(self._settings, snapshot, self._epoch)
-        self._reactor.watch_signals((signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT))
-        self._admin.open()
-        carriers = self._bind(snapshot)
-        if config.telemetry_mode == "file":
-            self._telemetry = FilePublisher(
-                config.telemetry_file or session.paths.snapshot,
-                config.telemetry_queue_size,
-                config.telemetry_refresh,
-                session=session.name,
-                epoch=self._epoch,
-            )
-        assert self._generator is not None
+        self._coordinator = Coordinator(settings, snapshot, self._epoch)
+        admin = AdminServer(*socket_paths(session.paths.root))
+        stack.callback(admin.close)
+        admin.open()
+        transports = open_transports(session, store, settings, snapshot.meta)
+        self._endpoints = transports.endpoints
+        desk = open_desk(session, umask)
+        generator = GeneratorProcess(session.paths.root, umask=umask)
+        self._sources = Sources(store, admin, transports, desk, generator, self._note_program)
+        stack.callback(self._sources.close)
         self._performer = Performer(
-            self._store, carriers, self._admin, self._desk, self._generator.kill
+            store, transports.carriers(), admin, desk, self._sources.stop_generator
         )
-        self._reader = Reader(self._store, self._admin)
-        self._recovery = Recovery(self._store, self._settings, self._paths.root)
-        self._generator.start()
-        self._pending.append(ev.ProgramChanged(self._hash))
+        self._admin = admin
+        self._reader = Reader(store, admin)
+        self._recovery = Recovery(store, settings, session.paths.root)
+        self._telemetry = self._open_telemetry()
+        generator.start()
         self._put_beacon("open")
         _log.info(
             "started",
@@ -159,62 +148,22 @@ class Daemon:
             pid=os.getpid(),
             version=__version__,
             epoch=self._epoch,
-            dir=self._paths.root,
+            dir=session.paths.root,
             program=describe(session.program),
             endpoints=",".join(self._endpoints),
         )
 
-    def _make_settings(self, snapshot: Snapshot) -> Settings:
-        config, session = self._config, self._session
-        uid = snapshot.meta.get("uid")
-        if uid is None:
-            uid = os.urandom(3).hex()
-            self._store.commit(Changes(meta={"uid": uid}))
-        local = config.launcher == "multiprocess"
-        return Settings(
-            session=session.name,
-            program=describe(session.program),
-            launcher=config.launcher,
-            launch_prefix=f"jf-{uid}",
-            workers=config.workers,
-            slots=config.slots,
-            terms={kind: _term(config, kind, session.network_fs) for kind in ("zmq", "fs")},
-            worker_timeout_s=config.worker_timeout,
-            max_losses=config.max_losses,
-            max_deliveries=config.max_deliveries,
-            retry_backoff_s=config.retry_backoff,
-            task_timeout_s=config.task_timeout,
-            task_memory=config.task_memory,
-            max_inflight_per_worker=config.max_inflight_per_worker,
-            grace_s=config.shutdown_grace_period,
-            idle_timeout_s=config.worker_idle_timeout,
-            manager_timeout_s=60.0 * config.worker_manager_timeout_minutes,
-            launch_poll_s=min(5.0, config.launch_poll_interval)
-            if local
-            else config.launch_poll_interval,
-            launch_stale_s=config.launch_stale_timeout,
-            stay=config.stay,
-            on_spec_change=config.on_spec_change,
-        )
-
-    def _bind(self, snapshot: Snapshot) -> dict[str, Carrier]:
-        """Start the transports that the mode asks for; the port of before is kept if it is free."""
+    def _open_telemetry(self) -> FilePublisher | None:
         config = self._config
-        carriers: dict[str, Carrier] = {}
-        self._endpoints: tuple[str, ...] = ()
-        if config.mode in ("zmq", "auto"):
-            port = config.port or int(snapshot.meta.get("port", 0))
-            self._zmq = ZmqServer(config.bind_host, port)
-            self._zmq.bind()
-            self._store.commit(Changes(meta={"port": self._zmq.port}))
-            hosts = [config.manager_host] if config.manager_host else _hosts(config.bind_host)
-            self._endpoints = tuple(self._zmq.endpoints(hosts))
-            carriers["zmq"] = Carrier(self._zmq.send, self._zmq.forget)
-        # Mailboxes are served in every mode: any worker may leave its outbox in the spool.
-        self._mail = MailboxClient(self._paths, self._settings.terms["fs"][0])
-        self._mail.start()
-        carriers["fs"] = Carrier(self._mail.post, self._mail.forget)
-        return carriers
+        if config.telemetry_mode != "file":
+            return None
+        return FilePublisher(
+            config.telemetry_file or self._session.paths.snapshot,
+            config.telemetry_queue_size,
+            config.telemetry_refresh,
+            session=self._session.name,
+            epoch=self._epoch,
+        )
 
     # --- the loop ---------------------------------------------------------------------------
 
@@ -222,22 +171,23 @@ class Daemon:
         """Serve until the run is over; returns the exit code."""
         while self._exit_code is None:
             self._pass()
-        code = self._exit_code
-        self._say_goodbye(code)
-        return code
+        self._say_goodbye(self._exit_code)
+        return self._exit_code
 
     def _pass(self) -> None:
+        sources = self._sources
+        self._reactor.watch(sources.interest())
         now = time.monotonic()
-        self._reactor.watch(self._interest())
         ready = self._reactor.wait(now if self._pending else self._until(now))
         now = time.monotonic()
         events, self._pending = self._pending, []
         events += self._from_signals()
-        reads = self._from_operators(ready, now, events)
-        self._from_processes(ready, now, events)
-        self._from_workers(ready, events)
+        reads = sources.operators(ready, now, events)
+        sources.processes(ready, now, events)
         deadline = self._coordinator.next_deadline()
-        if events or (deadline is not None and deadline <= now):
+        due = deadline is not None and deadline <= now
+        sources.workers(events, expiring=due)
+        if events or due:
             self._turn(events)
         for request in reads:
             self._reader.answer(request, self._coordinator, self._census)
@@ -245,52 +195,39 @@ class Daemon:
         if self._coordinator.finished is not None and self._exit_code is None:
             self._exit_code = self._coordinator.finished
 
-    def _interest(self) -> dict[object, int]:
-        interest: dict[object, int] = {}
-        interest.update(self._admin.interest())
-        if self._zmq is not None:
-            interest[self._zmq.socket] = zmq.POLLIN
-        if self._mail is not None:
-            interest[self._mail.fileno()] = zmq.POLLIN
-        if self._desk is not None:
-            interest[self._desk.wake_fd()] = zmq.POLLIN
-        if self._generator is not None:
-            interest[self._generator.fileno()] = zmq.POLLIN
-        return interest
-
     def _until(self, now: float) -> float:
-        times = [self._beacon_at, self._owner_at, self._admin.next_deadline(now)]
-        optional = [
+        times = [
+            self._beacon_at,
+            self._owner_at,
+            self._sources.next_deadline(now),
             self._coordinator.next_deadline(),
             self._recovery.retry_at,
-            self._desk.next_deadline() if self._desk is not None else None,
-            self._generator.next_deadline() if self._generator is not None else None,
-            self._mail.next_deadline() if self._mail is not None else None,
             self._telemetry.next_at if self._telemetry is not None else None,
             self._watchdog_at if self._watchdog_s is not None else None,
         ]
-        times += [at for at in optional if at is not None]
-        return min(times)
+        if self._progress is not None and self._coordinator.book.in_flight:
+            times.append(now + console.REWRITE_S)
+        return min(at for at in times if at is not None)
 
     def _turn(self, events: Sequence[ev.Event]) -> None:
         """Look up, decide, commit, perform; and what to do if that is not possible."""
-        now, wall = time.monotonic(), time.time()
         if self._recovery.degraded:
-            self._recovery.keep(events)
-            self._answer_while_degraded(events)
+            self._stay_degraded(events)
             return
-        coordinator = self._coordinator
+        now, coordinator = time.monotonic(), self._coordinator
         try:
             facts = self._store.lookup(coordinator.questions(now, events))
-            turn = coordinator.turn(now, wall, events, facts)
+            turn = coordinator.turn(now, time.time(), events, facts)
+        except (StoreBroken, DiskFull):
+            raise
         except Exception as error:
             self._survive(events, error)
             return
         try:
             self._store.commit(turn.changes)
         except DiskFull as error:
-            self._recovery.degrade(events, str(error))
             _log.error("disk_full", text=str(error))
+            self._recovery.degrade(events, str(error))
             return
         for story in turn.changes.stories:
             _log.write(
@@ -302,19 +239,20 @@ class Daemon:
                 text=story.text,
             )
         self._pending += self._performer.perform(turn.effects)
-        while self._spools and self._mail is not None:
-            self._mail.spool_done(self._spools.pop())
+        self._sources.done_with_spools()
+
+    # --- when a turn is not possible --------------------------------------------------------
 
     def _survive(self, events: Sequence[ev.Event], error: Exception) -> None:
         """A bug of ours: keep the evidence, begin anew from the store, go on without the cause."""
         _log.exception("turn_failed", error=f"{type(error).__name__}: {error}")
         self._recovery.save(events, error)
-        coordinator, turns, dropped = self._recovery.replay(events, self._coordinator)
+        coordinator, turns, lost = self._recovery.replay(events, self._coordinator)
         self._restart(coordinator)
         for effects in turns:
             self._pending += self._performer.perform(effects)
-        if dropped or self._recovery.too_many:
-            _log.error("gave_up", text="an event that cannot be refused broke the coordinator")
+        if lost or self._recovery.too_many:
+            _log.error("gave_up", text="the coordinator failed; its evidence is in bug-*.txt")
             self._exit_code = 70
 
     def _restart(self, coordinator: Coordinator) -> None:
@@ -322,10 +260,10 @@ class Daemon:
         self._epoch = coordinator.book.epoch
         self._put_beacon("open")
 
-    def _answer_while_degraded(self, events: Sequence[ev.Event]) -> None:
+    def _stay_degraded(self, events: Sequence[ev.Event]) -> None:
         """Workers are answered, with nothing acknowledged; changing requests are refused."""
-        effects = self._recovery.bare_answers(events, self._epoch)
-        self._performer.perform([one for one in effects if isinstance(one, Post)])
+        self._recovery.keep(events)
+        self._performer.perform(self._recovery.bare_answers(events, self._epoch))
         for event in events:
             if isinstance(event, ev.Asked):
                 self._admin.refuse(
@@ -335,7 +273,15 @@ class Daemon:
                     "Make room; the daemon tries again every second.",
                 )
 
-    # --- sources of events --------------------------------------------------------------------
+    def _try_to_recover(self) -> None:
+        found = self._recovery.try_again(self._coordinator)
+        if found is not None:
+            coordinator, events = found
+            _log.info("disk_works_again", events=len(events))
+            self._restart(coordinator)
+            self._pending += events
+
+    # --- signals and the program's text -------------------------------------------------------
 
     def _from_signals(self) -> list[ev.Event]:
         events: list[ev.Event] = []
@@ -343,129 +289,35 @@ class Daemon:
             if number == signal.SIGHUP:
                 self._log_files.reopen()
             elif number == signal.SIGQUIT:
-                _log.info("stacks", text="SIGQUIT: nothing is stuck while this line is written")
+                census = self._census()
+                _log.info("state", text=console.line(census), pending=len(self._pending))
             else:
                 events.append(self._stop_by(signal.Signals(number)))
         return events
 
     def _stop_by(self, number: signal.Signals) -> ev.StopAsked:
         self._signals += 1
+        if self._signals > 1:
+            self._exit_code = 128 + number
+            return ev.StopAsked(f"second signal, {number.name}", now=True)
+        notify.stopping(number.name)
         detaching = number is signal.SIGTERM and self._config.on_sigterm == "detach"
-        if self._signals == 1:
-            notify.stopping(number.name)
-            if not detaching:
-                self._tell(
-                    f"{number.name}: waiting up to {self._settings.grace_s:g} s for running tasks; "
-                    "once more ends them now."
-                )
-            return ev.StopAsked(number.name, detach=detaching)
-        self._exit_code = 128 + number
-        return ev.StopAsked(f"second signal, {number.name}", now=True)
+        if not detaching and self._progress is not None:
+            self._progress.say(
+                f"{number.name}: running tasks may finish for up to {self._settings.grace_s:g} s; "
+                "once more ends them now."
+            )
+        return ev.StopAsked(number.name, detach=detaching)
 
-    def _from_operators(
-        self, ready: dict[object, int], now: float, events: list[ev.Event]
-    ) -> list[Request]:
-        """Changing requests become events; reading ones are answered after the turn."""
-        fds = [one for one in ready if isinstance(one, int)]
-        reads = []
-        for request in self._admin.service(fds, now):
-            if request.cmd in READS:
-                reads.append(request)
-                continue
-            _log.info("asked", cmd=request.cmd, args=request.args, pid=request.pid, uid=request.uid)
-            args = self._expanded(request)
-            events.append(ev.Asked(request.ticket, request.cmd, args))
-        return reads
-
-    def _expanded(self, request: Request) -> dict[str, object]:
-        """`cancel --all` and `retry --failed` name their tasks here, page by page."""
-        args = dict(request.args)
-        if request.cmd == "cancel" and args.pop("all", False):
-            args["task_ids"] = self._ids_in("queued", "assigned", "running")
-        elif request.cmd == "retry" and args.pop("failed", False):
-            args["task_ids"] = self._ids_in("failed")
-        return args
-
-    def _ids_in(self, *states: str) -> list[str]:
-        found: list[str] = []
-        for state in states:
-            after: str | None = None
-            while True:
-                page, after = queries.task_page(self._store, after, 1000, state)
-                found += [row["task_id"] for row in page]
-                if after is None:
-                    break
-        return found
-
-    def _from_processes(self, ready: dict[object, int], now: float, events: list[ev.Event]) -> None:
-        desk, generator = self._desk, self._generator
-        if desk is not None:
-            due = desk.next_deadline()
-            if desk.wake_fd() in ready or (due is not None and due <= now):
-                desk.tick(now)
-                events += desk.reap()
-        if generator is not None:
-            generator.tick(now)
-            events += generator.receive(BATCHES_PER_PASS)
-            if generator.pid is None:
-                generator.close()
-                self._generator = None
-
-    def _from_workers(self, ready: dict[object, int], events: list[ev.Event]) -> None:
-        complaints: list[str] = []
-        if self._zmq is not None:
-            received = self._zmq.receive(FRAMES_PER_PASS)
-            complaints += received.complaints
-            for envelope, key in received.items:
-                self._note_program(envelope.message)
-                events.append(
-                    ev.Heard(envelope.sender, envelope.counter, "zmq", envelope.message, key)  # type: ignore[arg-type]
-                )
-            if received.read_at is not None and (events or self._lease_due()):
-                events.append(ev.MailRead(received.read_at))
-        if self._mail is not None:
-            complaints += self._from_mailboxes(self._mail, events)
-        for complaint in complaints:
-            _log.repeated("bad_message", key=complaint[:40], text=complaint)
-
-    def _from_mailboxes(self, client: MailboxClient, events: list[ev.Event]) -> list[str]:
-        complaints: list[str] = []
-        for mail in client.receive():
-            complaints += mail.complaints
-            for envelope in mail.envelopes:
-                self._note_program(envelope.message)
-                events.append(
-                    ev.Heard(
-                        envelope.sender,
-                        envelope.counter,
-                        "fs",
-                        envelope.message,  # type: ignore[arg-type]
-                        spooled=mail.spooled,
-                    )
-                )
-            if mail.spooled:
-                self._spools.append(mail.worker_id)
-            if mail.read_at is not None:
-                events.append(ev.MailRead(mail.read_at, mail.worker_id))
-        if client.spools_read and not self._transports_ready:
-            self._transports_ready = True
-            events.append(ev.TransportsReady())
-        return complaints
-
-    def _lease_due(self) -> bool:
-        deadline = self._coordinator.next_deadline()
-        return deadline is not None and deadline <= time.monotonic()
-
-    def _note_program(self, message: object) -> None:
+    def _note_program(self, message: Register) -> None:
         """A worker of another program text: has ours changed since we looked?"""
-        theirs = getattr(message, "program_hash", None)
-        if theirs is not None and theirs != self._hash:
+        if message.program_hash != self._hash:
             self._look_at_program()
 
     def _look_at_program(self) -> None:
         try:
             found = program_hash(self._session.program)
-        except Exception as error:
+        except (OSError, ProgramError) as error:
             _log.repeated("program_unreadable", text=str(error))
             return
         if found != self._hash:
@@ -489,22 +341,13 @@ class Daemon:
         if self._telemetry is not None and self._telemetry.due(now):
             self._telemetry.offer(self._reader.snapshot(self._census()))
             self._telemetry.pump(now)
-        if not self._announced and self._transports_ready:
+        if not self._announced and self._sources.transports_ready:
             self._announced = True
             detach.announce_ready(
-                self._session.name, self._paths.root, os.getpid(), self._session.log_path
+                self._session.name, self._session.paths.root, os.getpid(), self._session.log_path
             )
         if self._progress is not None and self._progress.due(now):
             self._progress.show(now, self._census())
-
-    def _try_to_recover(self) -> None:
-        found = self._recovery.try_again(self._coordinator)
-        if found is None:
-            return
-        coordinator, events = found
-        _log.info("disk_works_again", events=len(events))
-        self._restart(coordinator)
-        self._pending += events
 
     def _census(self) -> Census:
         return views.take_census(
@@ -521,27 +364,24 @@ class Daemon:
             self._epoch, state, self._endpoints, None, self._hash, heartbeat_s, self._beacon_n
         )
         try:
-            write_beacon(self._paths.beacon, beacon)
+            write_beacon(self._session.paths.beacon, beacon)
         except OSError as error:
             _log.repeated("beacon_failed", text=str(error))
-
-    def _tell(self, text: str) -> None:
-        _log.info("tell", text=text)
-        if self._progress is not None:
-            self._progress.clear()
 
     # --- the end --------------------------------------------------------------------------------
 
     def _say_goodbye(self, code: int) -> None:
+        """Take the rest away, record how the run ended, and tell whoever watches."""
         book = self._coordinator.book
         detached = book.finishing == "detach"
         self._put_beacon("detached" if detached else "closed")
+        if not detached:
+            self._end_launches()
         census = self._census()
-        words = {0: "done", 3: "failed", 4: "detached" if detached else "stopped"}
-        state = words.get(code, "broken")
-        counts = {name: getattr(census.tasks, name) for name in _COUNTED}
+        counts = console.counts(census)
+        state = "detached" if detached else END_WORDS.get(code, "broken")
         try:
-            self._session.write_ended(state, code, counts | {"total": census.tasks.total})
+            self._session.write_ended(state, code, counts)
         except OSError as error:
             _log.warning("ended_not_written", text=str(error))
         if self._telemetry is not None:
@@ -553,65 +393,17 @@ class Daemon:
             if book.generation_error is not None:
                 self._progress.say(f"generate_tasks() failed: {book.generation_error}")
 
-    def close(self) -> None:
-        """Give everything back. Idempotent; also after a failed `open`."""
-        if self._generator is not None:
-            self._generator.close()
-        if self._desk is not None:
-            if getattr(self, "_coordinator", None) is None or (
-                self._coordinator.book.finishing != "detach"
-            ):
-                self._wait_for_workers()
-            self._desk.close()
-        if self._zmq is not None:
-            self._zmq.close(2.0)
-        if self._mail is not None:
-            self._mail.close()
-        self._admin.close()
-        self._store.close()
-        self._reactor.close()
-        self._log_files.close()
+    def _end_launches(self) -> None:
+        """Nothing of ours stays behind: what has not ended yet is cancelled."""
+        at_once = self._signals > 1
+        turn = self._coordinator.last_turn(time.monotonic(), time.time(), at_once=at_once)
+        try:
+            self._store.commit(turn.changes)
+        except DiskFull as error:
+            _log.error("disk_full", text=str(error))
+        self._performer.perform(turn.effects)
+        self._sources.see_workers_out(self._wait_for, 0.0 if at_once else WORKER_EXIT_S)
 
-    def _wait_for_workers(self) -> None:
-        """Local workers have said good-bye; see them out, so that nothing is left running."""
-        assert self._desk is not None
-        if self._exit_code is None:
-            return
-        open_launches = self._coordinator.launching.open_launches()
-        for launch in open_launches:
-            self._desk.cancel(launch.launch_id, launch.batch_job_id, self._signals > 1)
-        give_up_at = time.monotonic() + WORKER_EXIT_S
-        while self._desk.living() and time.monotonic() < give_up_at:
-            self._reactor.watch({self._desk.wake_fd(): zmq.POLLIN})
-            self._reactor.wait(time.monotonic() + 0.1)
-            self._desk.reap()
-        for launch_id in self._desk.living():
-            self._desk.cancel(launch_id, None, True)
-
-
-_COUNTED = ("queued", "assigned", "running", "succeeded", "failed", "canceled")
-
-
-def _term(config: StartConfig, kind: str, network_fs: bool) -> tuple[float, float]:
-    """Heartbeat and lease of a transport; a worker time-out of the user's is its lease."""
-    heartbeat, lease = terms(config, kind, network_fs)
-    if not config.is_default("worker_timeout"):
-        lease = config.worker_timeout
-    return heartbeat, lease
-
-
-def _hosts(bind_host: str) -> list[str]:
-    """The addresses under which this daemon can be reached, the likeliest first."""
-    if bind_host not in ("0.0.0.0", "::", "*"):
-        return [bind_host]
-    found = [
-        address.address
-        for addresses in psutil.net_if_addrs().values()
-        for address in addresses
-        if address.family.name == "AF_INET"
-    ]
-    return sorted(dict.fromkeys(found), key=lambda one: one.startswith("127."))[:16]
-
-
-if __name__ == "__main__":
-    sys.exit("Use: jobflowd start")
+    def _wait_for(self, fd: int, pause_s: float) -> None:
+        self._reactor.watch({fd: 1})
+        self._reactor.wait(time.monotonic() + pause_s)

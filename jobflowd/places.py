@@ -235,11 +235,12 @@ def runtime_dirs(uid: int | None = None) -> list[Path]:
     own = os.environ.get("XDG_RUNTIME_DIR", "")
     if own.startswith("/") and user == os.getuid() and os.path.isdir(own):
         found.append(Path(own) / "jobflow")
+    # Not TMPDIR: that differs between a service and a terminal, and they must meet.
+    found.append(Path(f"/tmp/jobflow-{user}"))
+    # Where a daemon with the variable may listen, seen from a client without it.
     usual = Path(f"/run/user/{user}")
     if usual.is_dir() and usual / "jobflow" not in found:
         found.append(usual / "jobflow")
-    # Not TMPDIR: that differs between a service and a terminal, and they must meet.
-    found.append(Path(f"/tmp/jobflow-{user}"))
     return found
 
 
@@ -257,8 +258,7 @@ def socket_paths(session_dir: Path) -> list[Path]:
 
 def socket_path(session_dir: Path) -> Path:
     """Where the daemon of this session listens: $XDG_RUNTIME_DIR/jobflow, else below /tmp."""
-    paths = socket_paths(session_dir)
-    return paths[0] if os.environ.get("XDG_RUNTIME_DIR") else paths[-1]
+    return socket_paths(session_dir)[0]
 
 
 def check_private_directory(directory: Path, *, owner: int | None = None) -> None:

@@ -727,8 +727,9 @@ def test_a_success_in_answer_to_sigterm_counts(ready: Rig) -> None:
     ready.until(ready.outcomes)
     (one,) = ready.outcomes()
     assert isinstance(one, Finished)
-    ready.still_works()
+    ready.until(lambda: len(ready.of(SlotReady)) == 2)
     assert ready.slot.pid != pid, "its process group is gone, so the child is replaced"
+    ready.still_works()
 
 
 def test_a_failure_in_answer_to_sigterm_has_the_kills_cause(ready: Rig) -> None:

@@ -1,0 +1,136 @@
+"""What a daemon is made of, built from its session: settings, transports, local launches.
+
+Opening only: nothing here runs again while the daemon serves.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+
+from jobflow_worker.program import describe
+from jobflowd.book import Settings
+from jobflowd.config import StartConfig, terms
+from jobflowd.mailboxes import MailboxClient
+from jobflowd.model import Changes
+from jobflowd.performer import Carrier
+from jobflowd.processes import LocalDesk
+from jobflowd.sessiondir import Session
+from jobflowd.store import Store
+from jobflowd.zmqserver import ZmqServer
+
+#: Local workers are asked about this often, whatever the interval for a batch system is: the
+#: process table is ours to read.
+LOCAL_POLL_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Transports:
+    """Both transports, bound and started; `zmq` is None in `--mode fs`."""
+
+    zmq: ZmqServer | None
+    mail: MailboxClient
+    endpoints: tuple[str, ...]
+
+    def carriers(self) -> dict[str, Carrier]:
+        """Their sending sides, by the names that workers register with."""
+        found = {"fs": Carrier(self.mail.post, self.mail.forget)}
+        if self.zmq is not None:
+            found["zmq"] = Carrier(self.zmq.send, self.zmq.forget)
+        return found
+
+
+def make_settings(session: Session, store: Store, meta: dict[str, Any]) -> Settings:
+    """The coordinator's settings; a new session gets the mark that its launches are named by."""
+    config = session.config
+    uid = meta.get("uid")
+    if uid is None:
+        uid = os.urandom(3).hex()
+        store.commit(Changes(meta={"uid": uid}))
+    poll_s = config.launch_poll_interval
+    return Settings(
+        session=session.name,
+        program=describe(session.program),
+        launcher=config.launcher,
+        launch_prefix=f"jf-{uid}",
+        workers=config.workers,
+        slots=config.slots,
+        terms={kind: _term(config, kind, session.network_fs) for kind in ("zmq", "fs")},
+        worker_timeout_s=config.worker_timeout,
+        max_losses=config.max_losses,
+        max_deliveries=config.max_deliveries,
+        retry_backoff_s=config.retry_backoff,
+        task_timeout_s=config.task_timeout,
+        task_memory=config.task_memory,
+        max_inflight_per_worker=config.max_inflight_per_worker,
+        grace_s=config.shutdown_grace_period,
+        idle_timeout_s=config.worker_idle_timeout,
+        manager_timeout_s=60.0 * config.worker_manager_timeout_minutes,
+        launch_poll_s=min(LOCAL_POLL_S, poll_s) if config.launcher == "multiprocess" else poll_s,
+        launch_stale_s=config.launch_stale_timeout,
+        stay=config.stay,
+        on_spec_change=config.on_spec_change,
+    )
+
+
+def _term(config: StartConfig, kind: str, network_fs: bool) -> tuple[float, float]:
+    """Heartbeat and lease of a transport; a worker time-out that was given is its lease."""
+    heartbeat, lease = terms(config, kind, network_fs)
+    if not config.is_default("worker_timeout"):
+        lease = config.worker_timeout
+    return heartbeat, lease
+
+
+def open_transports(
+    session: Session, store: Store, settings: Settings, meta: dict[str, Any]
+) -> Transports:
+    """Bind and start what the mode asks for. The port of before is kept if it is free.
+
+    Mailboxes are served in every mode: any worker may leave its outbox in the spool.
+    """
+    config = session.config
+    mail = MailboxClient(session.paths, settings.terms["fs"][0])
+    server: ZmqServer | None = None
+    endpoints: tuple[str, ...] = ()
+    if config.mode in ("zmq", "auto"):
+        server = ZmqServer(config.bind_host, config.port or int(meta.get("port", 0)))
+        try:
+            server.bind()
+        except BaseException:
+            server.close()
+            raise
+        store.commit(Changes(meta={"port": server.port}))
+        hosts = [config.manager_host] if config.manager_host else own_hosts(config.bind_host)
+        endpoints = tuple(server.endpoints(hosts))
+    mail.start()
+    return Transports(server, mail, endpoints)
+
+
+def open_desk(session: Session, umask: int) -> LocalDesk | None:
+    """Where local workers are started, if that is the launcher."""
+    config = session.config
+    if config.launcher != "multiprocess":
+        return None
+    return LocalDesk(
+        session.paths.root,
+        start_dir=session.record.cwd,
+        slots=config.slots,
+        mode=config.mode,
+        umask=umask,
+    )
+
+
+def own_hosts(bind_host: str) -> list[str]:
+    """The addresses under which this daemon can be reached, the likeliest first."""
+    if bind_host not in ("0.0.0.0", "::", "*"):
+        return [bind_host]
+    found = [
+        address.address
+        for addresses in psutil.net_if_addrs().values()
+        for address in addresses
+        if address.family.name == "AF_INET"
+    ]
+    return sorted(dict.fromkeys(found), key=lambda one: one.startswith("127."))[:16]
