@@ -37,6 +37,8 @@ _BOOT: Final = (
     "import sys; sys.path[:1] = [] if sys.path[:1] == [''] else sys.path[:1]; "
     "from jobflow_worker.child import main; main()"
 )
+#: Marks a child and all that it starts, so that what outlives it is known as its own.
+_TAG_VARIABLE: Final = "JOBFLOW_CHILD"
 _SEE: Final = os.WEXITED | os.WNOHANG | os.WNOWAIT
 _FULL: Final = (errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM)
 
@@ -99,7 +101,8 @@ class ChildProcess:
         self.folder = folder
         self._setup = setup
         self._process: subprocess.Popen[bytes] | None = None
-        self._tag = ""
+        self._tag = b""
+        self._sweep_again: list[bytes] = []
         self._feeder: socket.socket | None = None
         self._taker: socket.socket | None = None
         self._pipe = -1
@@ -130,9 +133,9 @@ class ChildProcess:
         os.makedirs(self.folder, mode=0o700, exist_ok=True)
         setup_file = os.path.join(self.folder, childwire.SETUP_FILE)
         _write_file(setup_file, self._setup_text())
-        self._tag = f"JOBFLOW_CHILD={os.urandom(8).hex()}"
-        name, _, value = self._tag.partition("=")
-        env = {**(os.environ if setup.env is None else setup.env), name: value}
+        mark = os.urandom(8).hex()
+        self._tag = f"{_TAG_VARIABLE}={mark}".encode()
+        env = {**(os.environ if setup.env is None else setup.env), _TAG_VARIABLE: mark}
         self._feeder, self._taker = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._feeder.setblocking(False)
         self._feeder.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BYTES)
@@ -314,7 +317,8 @@ class ChildProcess:
         """Kill what is left of the child's process group, and what left the group."""
         if self._process is not None:
             processes.signal_group(self._process.pid, signal.SIGKILL)
-            self._orphans += processes.kill_tagged(self._tag.encode())
+            self._orphans += processes.kill_tagged(self._tag)
+            self._sweep_again.append(self._tag)
 
     def reap(self) -> End:
         """Take the dead child's status. Call `end_group` and `read` to the end before."""
@@ -333,14 +337,19 @@ class ChildProcess:
         self._renew_pipe()
 
     def reap_orphans(self) -> bool:
-        """Reap what the dead left behind; False while some of it is still dying."""
+        """Reap what the dead left behind; False while some of it is still dying.
+
+        Looks for more of it once more: a process in the middle of an exec shows no environment.
+        """
+        while self._sweep_again:
+            self._orphans += processes.kill_tagged(self._sweep_again.pop())
         self._orphans = processes.reap(self._orphans)
         return not self._orphans
 
     @property
     def has_orphans(self) -> bool:
         """Whether `reap_orphans` has something to do."""
-        return bool(self._orphans)
+        return bool(self._orphans or self._sweep_again)
 
     def close(self) -> None:
         """Let go of everything and remove the folder. The child is dead, or cannot die."""

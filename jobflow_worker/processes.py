@@ -136,19 +136,28 @@ def kill_tagged(tag: bytes) -> list[int]:
     Returns the killed children of this process itself: they are the caller's to reap.
     """
     me = os.getpid()
-    own = set(children_of(me))
-    killed: list[int] = []
-    for pid in list(descendants(me)):
-        try:
-            with open(f"/proc/{pid}/environ", "rb") as file:
-                if tag not in file.read().split(b"\0"):
-                    continue
-            os.kill(pid, signal.SIGKILL)
-        except OSError:
-            continue
-        if pid in own:
-            killed.append(pid)
-    return killed
+    killed: set[int] = set()
+    own: set[int] = set()
+    quiet = 0
+    # What was forked before its parent was killed shows in the next pass; a process that changed
+    # parents while we read may be missed by one pass, not by two.
+    while quiet < 2:
+        own.update(children_of(me))
+        fresh = [pid for pid in descendants(me) if pid not in killed and _kill_if(pid, tag)]
+        killed.update(fresh)
+        quiet = 0 if fresh else quiet + 1
+    return sorted(killed & own)
+
+
+def _kill_if(pid: int, tag: bytes) -> bool:
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            if tag not in file.read().split(b"\0"):
+                return False
+        os.kill(pid, signal.SIGKILL)
+    except OSError:
+        return False
+    return True
 
 
 def reap(pids: Collection[int]) -> list[int]:

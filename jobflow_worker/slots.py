@@ -103,6 +103,7 @@ class Slot:
         self._cpu_told = 0.0
         self._doom: _Doom | None = None
         self._kill_at: float | None = None
+        self._useful = False
         self._fruitless = 0
         self._restart_at = 0.0
         self._looked_at = 0.0
@@ -149,7 +150,7 @@ class Slot:
             times.append(self._kill_at)
         if self._child.hung_up:
             times.append(self._looked_at + _DYING_LOOK_S)
-        if self._child.has_orphans or self._state is _State.LOADING:
+        if self._child.has_orphans or self._doom or self._state is _State.LOADING:
             times.append(self._looked_at + _IDLE_LOOK_S)
         if self._state is _State.READY and self._sent and self._doom is None:
             times.append(self._watch.next_look(self._queue[0]))
@@ -212,12 +213,12 @@ class Slot:
     def check(self, now: float) -> list[SlotEvent]:
         """Time-outs, memory, output size, escalation of kills, death and restart."""
         self._looked_at = now
+        if self._child.has_orphans:
+            self._child.reap_orphans()
         if self._child.pid is not None:
             self._look(now)
         elif self._state is _State.PAUSE and now >= self._restart_at:
             self._spawn()
-        if self._child.has_orphans:
-            self._child.reap_orphans()
         return self._take_events()
 
     def close(self, grace_s: float) -> None:
@@ -324,7 +325,7 @@ class Slot:
     def _on_outcome(self, outcome: Finished | Failed) -> None:
         if not self._is_head(outcome):
             return
-        self._fruitless = 0
+        self._useful = True
         if self._doom is not None:
             # It survived the SIGTERM, but its process group did not: this child is of no use.
             self._kill_at = time.monotonic()
@@ -387,7 +388,11 @@ class Slot:
         end = self._child.reap()
         self._withdraw()
         tail = self._child.output_tail()
-        fruitless = not self._sent and self._doom is None
+        useful = self._useful or self._sent > 0
+        doing = "waited for work" if self._state is _State.READY else "loads the program"
+        words = f"The process that {doing} {end.words}"
+        if self._doom is not None:
+            words = f"The program cannot run: {self._doom.error}"
         self._judge(end, tail)
         self._give_back_from(0)
         self._watch.begin()
@@ -395,12 +400,11 @@ class Slot:
         self._child.reset()
         if self._state is _State.BROKEN:
             return True
-        if fruitless:
-            doing = "waited for work" if self._state is _State.READY else "loads the program"
-            self._retry_later(f"The process that {doing} {end.words}", tail)
-        else:
+        if useful:
             self._fruitless = 0
             self._spawn()
+        else:
+            self._retry_later(words, tail)
         return True
 
     def _judge(self, end: End, tail: str) -> None:
@@ -439,11 +443,13 @@ class Slot:
 
     def _give_up(self, error: str, traceback: str) -> None:
         self._state = _State.BROKEN
+        self._child.signal(signal.SIGKILL)
         self._give_back_from(0)
         self._events.append(SlotBroken(self.number, error, traceback))
 
     def _spawn(self) -> None:
         self._state = _State.LOADING
+        self._useful = False
         try:
             self._child.start()
         except OSError as error:

@@ -154,6 +154,13 @@ def _text(value: Any) -> str:
     return value
 
 
+def _mark(value: Any) -> str:
+    # What queries.py counts in; eighteen digits are below what SQLite can compare.
+    if type(value) is not str or not (value.isascii() and value.isdigit() and len(value) <= 18):
+        raise ValueError("the `next` of the page before")
+    return value
+
+
 def _choice(*words: str) -> _Check:
     def check(value: Any) -> str:
         if type(value) is not str or value not in words:
@@ -181,7 +188,7 @@ class Command:
 
 
 _LIMIT: Final = _whole(1, PAGE_MAX)
-_PAGE: Final[dict[str, _Check]] = {"after": _text, "limit": _LIMIT}
+_PAGE: Final[dict[str, _Check]] = {"after": _mark, "limit": _LIMIT}
 
 COMMANDS: Final[dict[str, Command]] = {
     "ping": Command(False, "Is anybody there?", {}),
@@ -192,7 +199,7 @@ COMMANDS: Final[dict[str, Command]] = {
         {"state": _choice(*TASK_STATES), **_PAGE},
     ),
     "task": Command(False, "Everything about one task.", {"task_id": _text}, required=("task_id",)),
-    "workers": Command(False, "The connected workers.", dict(_PAGE)),
+    "workers": Command(False, "The connected workers.", {"after": _text, "limit": _LIMIT}),
     "launches": Command(False, "What was submitted to bring workers.", dict(_PAGE)),
     "events": Command(
         False,

@@ -148,16 +148,42 @@ class MailboxClient:
         """When to call `receive` at the latest (monotonic), or None."""
         return self._restart_at
 
-    def close(self) -> None:
-        """End the process; one that hangs in a file server is left to its fate. Idempotent."""
+    def close(self, linger_s: float = 2.0) -> None:
+        """Let it finish what was asked, at most `linger_s`, and end it. Idempotent.
+
+        One that hangs in a file server is killed, and left to the kernel if that takes long.
+        """
         if self._closed:
             return
         self._closed = True
+        if self._pipe is not None:
+            self._finish(self._pipe, time.monotonic() + linger_s)
         self._hang_up()
         self._restart_at = None
         self._epoll.close()
         if self._child is not None:
             _end(self._child)
+
+    def _finish(self, pipe: socket.socket, deadline: float) -> None:
+        """Send what waits, say that this is all, and listen until the process has done it.
+
+        Closing at once would lose it: the kernel resets a pipe that still holds unread reports.
+        """
+        said_all = False
+        while (left_s := deadline - time.monotonic()) > 0:
+            # Both ways at once: it takes no request while it waits for us to read.
+            self._flush()
+            try:
+                if not (said_all or self._waiting):
+                    said_all = True
+                    pipe.shutdown(socket.SHUT_WR)
+                self._epoll.poll(left_s)
+                if not pipe.recv(_READ_BYTES):
+                    return
+            except BlockingIOError:
+                pass  # There was room to send, and nothing to read.
+            except OSError:
+                return  # It is dead.
 
     def _hang_up(self) -> None:
         if self._pipe is not None:

@@ -759,6 +759,39 @@ def test_the_newest_post_wins_while_the_process_is_stuck(
     assert not (paths.mail_out / OTHER).exists(), "nobody registered under that name"
 
 
+def test_closing_lets_the_last_posts_out(paths: SessionPaths) -> None:
+    client = MailboxClient(paths, HEARTBEAT_S)
+    client.start()
+    workers = [f"w-{n:016x}" for n in range(40)]
+    for worker_id in workers:
+        register(paths, worker_id, content(said(outcome(1, 60_000, 5), 1, worker_id)))
+    wait_for(client, lambda mail: len({one.worker_id for one in mail if one.envelopes}) == 40)
+    for worker_id in workers:
+        # News that nobody takes in any more must not cost the posts behind it.
+        news = said(outcome(2, 60_000, 5), 2, worker_id)
+        write_private(paths.mail_in / worker_id, content(news, serial=2))
+        spec = (Assignment("t", 1, b"s" * 60_000, None, None),)
+        client.post(worker_id, [answer(Assign(1, 1, 0, spec), 1, worker_id)])
+    client.close(10.0)
+    for worker_id in workers:
+        assert len(mailfile.unpack((paths.mail_out / worker_id).read_bytes()).frames) == 1
+    assert client.receive() == []
+
+
+def test_closing_does_not_wait_for_a_process_that_hangs(paths: SessionPaths) -> None:
+    client = MailboxClient(paths, HEARTBEAT_S)
+    client.start()
+    wait_for(client, lambda _: client.spools_read)
+    assert client.pid is not None
+    os.kill(client.pid, signal.SIGSTOP)
+    for n in range(40):
+        client.post(f"w-{n:016x}", [answer(WELCOME)])
+    client.post(ID, [answer(Assign(1, 1, 0, (Assignment("t", 1, b"s" * 500_000, None, None),)))])
+    began = time.monotonic()
+    client.close(0.1)
+    assert time.monotonic() - began < 3.0
+
+
 def test_a_post_that_is_too_large_keeps_its_beginning(
     paths: SessionPaths, client: MailboxClient
 ) -> None:

@@ -41,8 +41,8 @@ OTHER = "w-fedcba9876543210"
 USAGE = Usage(1.0, 1.0, 1000)
 
 
-def report(hb_seq: int = 1, **fields: object) -> Envelope:
-    body = Report(epoch=1, hb_seq=hb_seq, seen=0, floor=0, credit=1, **fields)  # type: ignore[arg-type]
+def report(hb_seq: int = 1, running: tuple[Held, ...] = (), same: bool = False) -> Envelope:
+    body = Report(1, hb_seq, seen=0, floor=0, credit=1, running=running, same=same)
     return Envelope(WORKER, ID, "", hb_seq, 0.0, Heartbeat(body))
 
 
@@ -154,7 +154,7 @@ def test_pace_follows_what_the_worker_says() -> None:
     assert pace_of_worker([report(same=True)], mailfile.BUSY) == mailfile.BUSY
     assert pace_of_worker([report(same=True)], mailfile.IDLE) == mailfile.IDLE
     assert pace_of_worker([outcome(1), report()], 0) & mailfile.FLOW
-    asking = Envelope(WORKER, ID, "", 1, 0.0, RequestWork(report().message.report))  # type: ignore[union-attr]
+    asking = Envelope(WORKER, ID, "", 1, 0.0, RequestWork(Report(1, 1, 0, 0, 1)))
     assert pace_of_worker([asking], 0) == mailfile.FLOW
 
 

@@ -1,0 +1,1 @@
+"""A deterministic simulator of one session: see `__main__.py` for how to run it."""
