@@ -24,6 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from jobflow_worker.pointers import pointers_dir, state_dir
+
 #: What fits into sockaddr_un; a longer path goes through a descriptor of its directory.
 _SOCKET_PATH_BYTES_MAX: Final = 107
 _RECORD_BYTES_MAX: Final = 64 * 1024
@@ -105,22 +107,6 @@ class SessionPlace:
 def this_host() -> str:
     """The name of this host, as owner records write it."""
     return os.uname().nodename
-
-
-def state_dir() -> Path:
-    """The user's state directory: pointers to sessions, and sessions without a --shared-dir."""
-    own = os.environ.get("JOBFLOW_STATE_DIR")
-    if own:
-        return Path(own).expanduser().absolute()
-    base = os.environ.get("XDG_STATE_HOME", "")
-    if base.startswith("/"):
-        return Path(base) / "jobflow"
-    return Path.home() / ".local" / "state" / "jobflow"
-
-
-def pointers_dir() -> Path:
-    """Where every start leaves `<session-id>.json`."""
-    return state_dir() / "pointers"
 
 
 # --- sessions ---------------------------------------------------------------------------------

@@ -64,6 +64,18 @@ _WORKERS_THAT_MATTER: Final = (
 )
 
 
+_RECORD_UNKNOWN: Final = (
+    "INSERT OR IGNORE INTO attempts (task, attempt, worker, started_at, ended_at, outcome, cause,"
+    " charged, error, traceback, output_tail) SELECT id, current, worker, started_at, ?, 'unknown',"
+    " 'manager restart', '', '', '', '' FROM tasks WHERE worker IS NOT NULL AND current > 0 AND "
+)
+_SET_FREE: Final = "UPDATE tasks SET state = 0, held = 0, current = 0, worker = NULL WHERE "
+_REQUEUE: Final = (
+    (_RECORD_UNKNOWN + _IN_FLIGHT, _SET_FREE + _IN_FLIGHT),
+    (_RECORD_UNKNOWN + "held = 1", _SET_FREE + "held = 1"),
+)
+
+
 class Store:
     """The database of one session. `path` may be ":memory:" where nothing need survive.
 
@@ -178,18 +190,10 @@ class Store:
         return self.load()
 
     def _requeue(self, db: sqlite3.Connection, wall: float) -> None:
-        # One statement for each of the two: an OR would scan the table.
-        for which in (_IN_FLIGHT, "held = 1"):
-            db.execute(
-                "INSERT OR IGNORE INTO attempts (task, attempt, worker, started_at, ended_at,"
-                " outcome, cause, charged, error, traceback, output_tail)"
-                " SELECT id, current, worker, started_at, ?, 'unknown', 'manager restart', '',"
-                f" '', '', '' FROM tasks WHERE {which} AND worker IS NOT NULL AND current > 0",
-                (wall,),
-            )
-            db.execute(
-                f"UPDATE tasks SET state = 0, held = 0, current = 0, worker = NULL WHERE {which}"
-            )
+        # One pair of statements for each of the two: an OR would scan the table.
+        for record, free in _REQUEUE:
+            db.execute(record, (wall,))
+            db.execute(free)
 
     def _prune_stories(self, db: sqlite3.Connection) -> None:
         self._stories = 0
