@@ -22,6 +22,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from jobflow_worker.pointers import pointers_dir, state_dir
 from jobflowd.places import (
     Ended,
     NoSuchSession,
@@ -32,11 +33,9 @@ from jobflowd.places import (
     find_session,
     is_session_name,
     list_sessions,
-    pointers_dir,
     runtime_dirs,
     socket_path,
     socket_paths,
-    state_dir,
     this_host,
 )
 

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from jobflow_worker.pointers import pointers_dir, state_dir
+from jobflow_worker.pointers import pointers_dir
 
 #: What fits into sockaddr_un; a longer path goes through a descriptor of its directory.
 _SOCKET_PATH_BYTES_MAX: Final = 107
