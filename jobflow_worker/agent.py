@@ -57,6 +57,7 @@ SIGNALS = {
     signal.SIGINT: "draining",
     signal.SIGHUP: "draining",
     signal.SIGUSR1: "walltime",
+    signal.SIGUSR2: "walltime",
 }
 #: How often the agent measures itself for its reports.
 MEASURE_S = 5.0
@@ -66,7 +67,10 @@ CLOSE_GRACE_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the command line and the session directory say. `paths` None: no session directory."""
+    """What the command line and the session directory say. `paths` None: no session directory.
+
+    `end_at`: when the batch job's time limit ends it (wall clock), if that is known.
+    """
 
     worker_id: str
     identity: Identity
@@ -78,6 +82,7 @@ class Options:
     paths: SessionPaths | None = None
     manager_timeout_s: float = 900.0
     umask: int | None = None
+    end_at: float | None = None
 
 
 class Agent:
@@ -147,6 +152,7 @@ class Agent:
         self._measure(now)
         session.transport = link.kind
         session.full = link.full
+        session.time_left_s = self._time_left()
         while True:
             more: list[Event] = []
             for effect in session.handle(now, events):
@@ -154,6 +160,10 @@ class Agent:
             if not more:
                 break
             events = more
+
+    def _time_left(self) -> float | None:
+        end_at = self._options.end_at
+        return None if end_at is None else max(0.0, end_at - time.time())
 
     def _until(self, now: float) -> float | None:
         assert self._link is not None

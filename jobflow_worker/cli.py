@@ -100,6 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace, umask: int) -> int:
     # Imported only now: --help and usage errors need none of it.
+    from jobflow_worker import batchjob
     from jobflow_worker.agent import Agent, Options
     from jobflow_worker.program import ProgramRef, program_hash, resolve_program
     from jobflow_worker.sessionfiles import Beacon, SessionPaths, SessionRecord
@@ -129,7 +130,7 @@ def _run(args: argparse.Namespace, umask: int) -> int:
         slots=args.slots,
         program_hash=program_hash(program),
         launch_id=launch_id,
-        batch_job_id=args.batch_job_id or os.environ.get("SLURM_JOB_ID"),
+        batch_job_id=args.batch_job_id or batchjob.job_id(os.environ),
     )
     minutes = args.manager_timeout_minutes
     options = Options(
@@ -143,6 +144,7 @@ def _run(args: argparse.Namespace, umask: int) -> int:
         paths=paths,
         manager_timeout_s=900.0 if minutes is None else 60.0 * minutes,
         umask=umask,
+        end_at=batchjob.end_at(os.environ),
     )
     return Agent(options).run()
 

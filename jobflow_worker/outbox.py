@@ -45,6 +45,7 @@ class Outbox:
         self.oldest_loose: float | None = None
         self.packed: dict[int, Outcome] = {}
         self.settled_set: set[Held] = set()
+        self._swept = 0
 
     def next_counter(self) -> int:
         self._counter += 1
@@ -103,6 +104,12 @@ class Outbox:
     def waiting(self) -> list[Outgoing]:
         """Everything packed and not acknowledged, oldest first."""
         return [Outgoing(counter, message) for counter, message in self.packed.items()]
+
+    def overdue(self) -> list[Outgoing]:
+        """What was packed before the last call and still waits: either way, something was lost."""
+        lost = [Outgoing(*one) for one in self.packed.items() if one[0] <= self._swept]
+        self._swept = self._counter
+        return lost
 
     def on_verdicts(self, verdicts: Iterable[Verdict]) -> None:
         for verdict in verdicts:

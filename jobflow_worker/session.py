@@ -63,6 +63,9 @@ SETTLED_MAX = 2000
 FAREWELL_S = 15.0
 #: A report because of a gap or a wish goes out at most this often while another is unanswered.
 RESEND_S = 1.0
+#: A task that runs for so long without a report is reported as running: the manager then knows
+#: whom to blame should this worker die.
+BEGUN_S = 1.0
 
 
 class Session:
@@ -76,6 +79,7 @@ class Session:
         self.reporter = Reporter(self.outbox, self.work)
         self.rss_bytes = 0
         self.load = 0.0
+        self.time_left_s: float | None = None
         self.epoch: int | None = None
         self.seen = 0
         self.full = False
@@ -97,6 +101,7 @@ class Session:
         self._welcomed = False
         self._progress: dict[Held, Progress] = {}
         self._progress_news = False
+        self._swept_at = float("-inf")
         self._doomed: dict[Held, str] = {}
         self._idle_since: float | None = None
         self._leave_code = 0
@@ -138,6 +143,9 @@ class Session:
                 times.append(self.reporter.sent_at + limits.PROGRESS_INTERVAL_S)
             if self._gap:
                 times.append(self.reporter.sent_at + RESEND_S)
+            begun = self.work.began_after(self.reporter.sent_at)
+            if begun is not None:
+                times.append(begun + BEGUN_S)
         if self._idle_since is not None and self._idle_timeout_s is not None:
             times.append(self._idle_since + self._idle_timeout_s)
         return min((at for at in times if at is not None), default=None)
@@ -171,6 +179,7 @@ class Session:
     def _from_manager(self, message: FromManager) -> None:
         self._heard_at = self._now
         if isinstance(message, Reject):
+            self._spool()
             self._exit(78, message.sentence)
             return
         if isinstance(message, Welcome):
@@ -181,8 +190,6 @@ class Session:
         if message.epoch > self.epoch:
             self._register_again()
             return
-        if isinstance(message, Ack):
-            self._on_ack(message)
         new = message.seq > self.seen and message.seq not in self._handled
         if new and isinstance(message, Assign):
             for item in message.items:
@@ -193,6 +200,8 @@ class Session:
         elif new and isinstance(message, Shutdown):
             self._on_shutdown(message)
         self._advance(message.seq, message.base)
+        if isinstance(message, Ack):
+            self._on_ack(message)
 
     def _advance(self, seq: int, base: int) -> None:
         if base <= self.seen:
@@ -210,8 +219,8 @@ class Session:
             return
         if self.epoch is not None and message.epoch < self.epoch:
             return
-        if self._welcomed and message.epoch == self.epoch and message.seq <= self.seen:
-            return
+        if message.epoch == self.epoch and message.seq <= self.seen:
+            return  # An old one: `seen` never goes back.
         if message.epoch != self.epoch:
             self._handled = set()
         self.epoch = message.epoch
@@ -323,7 +332,7 @@ class Session:
     def _step(self) -> None:
         self._unstick()
         if self.leaving is None:
-            for slot, items in self.work.feed(self._now):
+            for slot, items in self.work.feed(self._now, self._patience_s()):
                 self._effects.append(Feed(slot, items))
         self._mind_idleness()
         self._mind_silence()
@@ -401,11 +410,14 @@ class Session:
         since = now - self.reporter.sent_at
         news = self._progress_news and since >= limits.PROGRESS_INTERVAL_S
         gap = self._gap and since >= RESEND_S
-        if not (flush or wish or beat or news or gap):
+        begun = self.work.began_after(self.reporter.sent_at)
+        begun_long_ago = begun is not None and now >= begun + BEGUN_S
+        if not (flush or wish or beat or news or gap or begun_long_ago):
             return
         fresh = self.outbox.pack()
-        if beat and not fresh:
-            fresh = self.outbox.waiting()
+        if now >= self._swept_at + self._heartbeat_s:
+            fresh = self.outbox.overdue() + fresh
+            self._swept_at = now
         self._report_with(fresh, credit, beat=beat and not (flush or wish))
 
     def _credit(self) -> int:
@@ -427,6 +439,7 @@ class Session:
             leaving=self.leaving,
             rss_bytes=self.rss_bytes,
             load=self.load,
+            time_left_s=self.time_left_s,
         )
         self._progress_news = False
         latest = self.reporter.report(self._now, report, beat=beat)
@@ -470,8 +483,13 @@ class Session:
             self._kill_at = None
             for held in self.work.running():
                 self._doom(held, self.leaving or "draining")
-        if len(self.work):
+        late = self._farewell_at is not None and self._now >= self._farewell_at
+        if len(self.work) and not late:
             return
+        for held in self.work.running():
+            # Its child cannot be ended; it goes with this worker, or with its node.
+            self.work.take_out(held, self._now)
+            self._return(held, self.leaving or "draining", started=True)
         if self._farewell_at is None:
             self._farewell_at = self._now + FAREWELL_S
         if self.outbox.empty:
@@ -479,10 +497,14 @@ class Session:
                 self._farewell = Outgoing(self.outbox.next_counter(), ShutdownAck(self._why()))
                 self._effects.append(Send((self._farewell,)))
             self._exit(self._leave_code, f"left: {self._why()}")
-        elif self._now >= self._farewell_at:
-            self.outbox.pack()
-            self._effects.append(Spool())
+        elif late:
+            self._spool()
             self._exit(self._leave_code, "left without an answer; outcomes are in the spool")
+
+    def _spool(self) -> None:
+        self.outbox.pack()
+        if self.outbox.packed:
+            self._effects.append(Spool())
 
     def _why(self) -> str:
         return self._goodbye or self.leaving or "draining"

@@ -128,8 +128,11 @@ class Workload:
 
     # --- what to do ---------------------------------------------------------------------------
 
-    def feed(self, now: float) -> list[tuple[int, tuple[Assignment, ...]]]:
-        """Move waiting attempts into pipelines: the emptiest slot first, then ahead."""
+    def feed(self, now: float, patience_s: float) -> list[tuple[int, tuple[Assignment, ...]]]:
+        """Move waiting attempts into pipelines: the emptiest slot first, then ahead.
+
+        Not behind what has run for `patience_s`: it would be recalled at once.
+        """
         if not self.waiting:
             return []
         depth = self._depth()
@@ -137,6 +140,8 @@ class Workload:
         for level in range(1, depth + 1):
             for number, slot in enumerate(self.slots):
                 if not slot.ready or slot.recalling or len(slot.fed) >= level:
+                    continue
+                if slot.fed and now >= slot.since + patience_s:
                     continue
                 if not self.waiting:
                     return [(key, tuple(items)) for key, items in fed.items()]
@@ -168,20 +173,28 @@ class Workload:
         if self.idle_slots:
             return recall, late
         for number, slot in enumerate(self.slots):
-            if len(slot.fed) > 1 and not slot.recalling and now - slot.since >= patience_s:
+            if len(slot.fed) > 1 and not slot.recalling and now >= slot.since + patience_s:
                 recall.append(number)
         busy = [slot for slot in self.slots if slot.fed]
-        if busy and all(now - slot.since >= patience_s for slot in busy):
+        if busy and all(now >= slot.since + patience_s for slot in busy):
             late = [
                 Held(one.task_id, one.attempt)
                 for one in self.waiting
-                if now - self.since[Held(one.task_id, one.attempt)] >= patience_s
+                if now >= self.since[Held(one.task_id, one.attempt)] + patience_s
             ]
         return recall, late
 
     def stuck_at(self, patience_s: float) -> float | None:
         """When `stuck` could next have something to say."""
-        if len(self.items) <= sum(1 for slot in self.slots if slot.fed):
+        if self.idle_slots:
             return None
-        starts = [slot.since for slot in self.slots if slot.fed]
-        return min(starts) + patience_s if starts else None
+        times = [one.since for one in self.slots if len(one.fed) > 1 and not one.recalling]
+        busy = [slot.since for slot in self.slots if slot.fed]
+        if busy and self.waiting:
+            first = self.waiting[0]
+            times.append(max(*busy, self.since[Held(first.task_id, first.attempt)]))
+        return min(times) + patience_s if times else None
+
+    def began_after(self, at: float) -> float | None:
+        """When the first of those that began after `at` and still run did so."""
+        return min((one.since for one in self.slots if one.fed and one.since > at), default=None)

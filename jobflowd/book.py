@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
+from jobflow_worker.messages import Held
 from jobflowd.deadlines import Deadlines
 from jobflowd.effects import Effect, Turn
 from jobflowd.model import (
@@ -22,6 +23,7 @@ from jobflowd.model import (
     Facts,
     LaunchRecord,
     LaunchState,
+    PastAttempt,
     Snapshot,
     Story,
     Task,
@@ -119,6 +121,11 @@ class Book:
         self.completed = 0
         self.warnings: dict[str, str] = {}
         self._take_in(snapshot)
+
+    def know(self, worker: Worker) -> None:
+        """Take a worker's stored row into memory, unless it is there."""
+        if worker.worker_id not in self.workers:
+            self.workers[worker.worker_id] = self.by_row[worker.row] = worker
 
     def _take_in(self, snapshot: Snapshot) -> None:
         """In-flight tasks of an earlier life are held for their survivors."""
@@ -281,19 +288,24 @@ class Book:
         error: str = "",
     ) -> None:
         """Write the row of an attempt that the manager itself ended or gave up."""
-        self.turn.changes.attempts.append(
-            AttemptRow(
-                task.row,
-                attempt,
-                worker_row,
-                started_at,
-                self.wall,
-                outcome,
-                cause,
-                charged,
-                error=error,
-            )
+        row = AttemptRow(
+            task.row,
+            attempt,
+            worker_row,
+            started_at,
+            self.wall,
+            outcome,
+            cause,
+            charged,
+            error=error,
         )
+        self.write_attempt(task, row)
+
+    def write_attempt(self, task: Task, row: AttemptRow) -> None:
+        """Make an attempt's row durable; later events of this same turn see it, too."""
+        self.turn.changes.attempts.append(row)
+        past = PastAttempt(row.worker, row.outcome, row.charged)
+        self.facts.attempts[Held(task.task_id, row.attempt)] = past
 
     def assign(self, worker: Worker, task: Task, seq: int) -> Attempting:
         """Give the next attempt of a ready task to a worker."""

@@ -65,7 +65,7 @@ NETWORK_FS_LEASE_S_MIN: Final = 180.0
 NETWORK_FS_LEASE_S: Final = 300.0
 NETWORK_FS_HEARTBEAT_S: Final = 30.0
 
-BATCH_LAUNCHERS: Final = ("slurm", "lsf")
+BATCH_LAUNCHERS: Final = ("slurm", "lsf", "sge")
 
 #: What a start by name must not repeat: who the session is, and what was meant for one terminal.
 _NOT_RECORDED: Final = frozenset(
@@ -154,12 +154,20 @@ class StartConfig:
     slurm_gres: str | None
     slurm_constraint: str | None
     slurm_arg: tuple[str, ...]
+    slurm_skip: tuple[str, ...]
     lsf_queue: str
     lsf_nproc: int
     lsf_mem: int
     lsf_env_script: Path | None
     lsf_time: float | None
     lsf_arg: tuple[str, ...]
+    lsf_skip: tuple[str, ...]
+    sge_queue: str | None
+    sge_pe: str | None
+    sge_time: float | None
+    sge_mem: int | None
+    sge_arg: tuple[str, ...]
+    sge_skip: tuple[str, ...]
     origins: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     def is_default(self, name: str) -> bool:
@@ -426,12 +434,6 @@ def check_relations(config: StartConfig, network_fs: bool) -> None:
 
 def _check_later(config: StartConfig) -> None:
     """What is in the table already and is built in a later version, in this one place."""
-    if config.launcher in BATCH_LAUNCHERS:
-        raise ConfigError(
-            f"--launcher {config.launcher} comes with a later version; use --launcher none and "
-            "run `jobflow-worker --session NAME` in your own batch jobs, or --launcher "
-            "multiprocess for workers on this host"
-        )
     if config.dashboard == "on":
         raise ConfigError(
             "--dashboard on comes with a later version; run `jobflow` with the same flags, or "

@@ -97,6 +97,9 @@ class Coordinator:
 
     def _ask_about(self, event: ev.Heard, asked: Questions) -> None:
         worker = self.book.workers.get(event.worker_id)
+        if worker is None:
+            # It may have ended in an earlier life: its attempts and verdicts are under its row.
+            asked.workers.append(event.worker_id)
         message = event.message
         named: Iterable[Held] = ()
         if isinstance(message, TaskFinished | TaskFailed | TaskReturned):
@@ -140,17 +143,24 @@ class Coordinator:
         return self.book.turn
 
     def _mind_the_gap(self, now: float) -> None:
-        """After a pause of our own, silence proves nothing: every lease gets a fresh term."""
+        """After a pause of our own, silence proves nothing: every lease gets a fresh term.
+
+        A turn is due every heartbeat even if nothing happens, so a longer gap is a pause.
+        """
+        book = self.book
         before, self._last_turn = self._last_turn, now
-        if before is not None and now - before > 2 * self.book.settings.heartbeat_s:
-            self.book.now = now
-            reports.refresh_leases(self.book)
+        if before is not None and now - before > 2 * book.settings.heartbeat_s:
+            book.now = now
+            reports.refresh_leases(book)
+        book.deadlines.set("pulse", now + book.settings.heartbeat_s)
 
     def _absorb(self, facts: Facts) -> None:
         """Rows read from disk become memory's objects: one object per task."""
         book = self.book
         if facts.ready or book.ready.hungry is not None:
             book.ready.absorb(facts.ready, PAGE)
+        for worker in facts.workers.values():
+            book.know(worker)
         for task in facts.due:
             facts.tasks.setdefault(task.task_id, task)
         for task_id in [task_id for task_id in facts.tasks if book.knows(task_id)]:
@@ -237,7 +247,7 @@ class Coordinator:
                     book.deadlines.set("end", book.now + CANCEL_GRACE_S)
                 case "end":
                     book.finished = operators.exit_code(book)
-                case _:  # "due" and "plan" only wake the loop; what they are for runs every turn.
+                case _:  # "due", "plan" and "pulse" only wake the loop: their work is every turn's.
                     pass
 
     def _hold_ended(self) -> None:
@@ -252,7 +262,7 @@ class Coordinator:
         book = self.book
         for task in book.facts.due:
             task = book.facts.tasks.get(task.task_id, task)
-            if task.state is TaskState.QUEUED and task.due is not None:
+            if task.due is not None and task.due <= book.now:
                 task.due = None
                 book.delayed -= 1
                 book.ready.offer(task)

@@ -129,7 +129,7 @@ class Daemon:
         admin.open()
         transports = open_transports(session, store, settings, snapshot.meta)
         self._endpoints = transports.endpoints
-        desk = open_desk(session, umask)
+        desk = open_desk(session, umask, settings.launch_prefix)
         generator = GeneratorProcess(session.paths.root, umask=umask)
         self._sources = Sources(store, admin, transports, desk, generator, self._note_program)
         stack.callback(self._sources.close)

@@ -52,9 +52,10 @@ class Forget:
 
 @dataclass(frozen=True, slots=True)
 class Submit:
-    """Bring a worker. The launch is PLANNED on disk already."""
+    """Bring a worker, on none of the `exclude` hosts. The launch is PLANNED on disk already."""
 
     launch_id: str
+    exclude: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,28 +67,34 @@ class Submitted:
 
 @dataclass(frozen=True, slots=True)
 class SubmitFailed:
-    """The launcher refused it, in the site's own words. `unknown`: a time-out, fate unresolved."""
+    """The launcher refused it, in the site's own words. `unknown`: a time-out, fate unresolved;
+    `limited`: the site has enough of our jobs for now."""
 
     launch_id: str
     reason: str
     unknown: bool = False
+    limited: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class LaunchSeen:
     """The batch system's (or the process table's) opinion of a launch; `tail` is the end of its
-    output when it is over."""
+    output when it is over, `time_left_s` what its time limit leaves to its job."""
 
     launch_id: str
     state: LaunchState
     batch_job_id: str | None = None
     reason: str = ""
     tail: str = ""
+    time_left_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class QueryAnswered:
-    """A status query was answered well; its `LaunchSeen` events came before this one."""
+    """A status query was answered well; its `LaunchSeen` events came before this one. `absent`
+    are launches that it was about and that are certainly not in the answer."""
+
+    absent: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ LEAVING: Final = "When workers leave"
 LIFE: Final = "Start and stop"
 SLURM: Final = "SLURM"
 LSF: Final = "LSF"
+SGE: Final = "Grid Engine"
 VIEW: Final = "Watching"
 
 _BUILTIN: Final = (
@@ -60,7 +61,7 @@ _BUILTIN: Final = (
         "multiprocess",
         "What brings workers.",
         WORKERS,
-        choices=("none", "multiprocess", "slurm", "lsf"),
+        choices=("none", "multiprocess", "slurm", "lsf", "sge"),
     ),
     S("workers", "whole", 10, "Workers to keep alive while work remains.", WORKERS, high=100_000),
     S("slots", "whole", 1, "Tasks that one worker runs at a time.", WORKERS, low=1, high=1024),
@@ -334,6 +335,7 @@ _BATCH: Final = (
     S("slurm_gres", "text", None, "sbatch --gres", SLURM, shown="site's"),
     S("slurm_constraint", "text", None, "sbatch --constraint", SLURM, shown="site's"),
     S("slurm_arg", "words", (), "Any other sbatch argument; repeatable.", SLURM),
+    S("slurm_skip", "words", (), "Leave this directive out; repeatable.", SLURM),
     S("lsf_queue", "text", "long", "bsub -q", LSF),
     S("lsf_nproc", "whole", 10, "bsub -n", LSF, low=1, high=100_000),
     S("lsf_mem", "size", 20 * 10**9, "Memory of one job.", LSF, shown="20GB"),
@@ -347,6 +349,13 @@ _BATCH: Final = (
     ),
     S("lsf_time", "walltime", None, "bsub -W", LSF, shown="site's"),
     S("lsf_arg", "words", (), "Any other bsub argument; repeatable.", LSF),
+    S("lsf_skip", "words", (), "Leave this directive out; repeatable.", LSF),
+    S("sge_queue", "text", None, "qsub -q", SGE, shown="site's"),
+    S("sge_pe", "text", None, "qsub -pe, as NAME:SLOTS", SGE, shown="none"),
+    S("sge_time", "walltime", None, "qsub -l h_rt", SGE, shown="site's"),
+    S("sge_mem", "size", None, "qsub -l h_vmem", SGE, shown="site's"),
+    S("sge_arg", "words", (), "Any other qsub argument; repeatable.", SGE),
+    S("sge_skip", "words", (), "Leave this directive out; repeatable.", SGE),
 )
 
 #: Every setting by name, in the order of the help text.

@@ -69,6 +69,7 @@ class Launching:
             return
         if event.batch_job_id and not launch.batch_job_id:
             launch.batch_job_id = event.batch_job_id
+            self.book.move_launch(launch, launch.state)
         if event.state in LAUNCH_OVER:
             self._over(launch, event)
         elif launch.state not in (LaunchState.ONLINE, event.state) and not launch.cancel_asked:

@@ -293,6 +293,7 @@ class Questions:
     tasks: list[str] = field(default_factory=list)
     attempts: list[Held] = field(default_factory=list)
     definitions: list[str] = field(default_factory=list)
+    workers: list[str] = field(default_factory=list)
     ready_after: tuple[int, int] | None = None
     ready_limit: int = 0
     due_before: float | None = None
@@ -306,6 +307,7 @@ class Facts:
     tasks: dict[str, Task] = field(default_factory=dict)
     attempts: dict[Held, PastAttempt] = field(default_factory=dict)
     known: dict[str, Known] = field(default_factory=dict)
+    workers: dict[str, Worker] = field(default_factory=dict)
     ready: list[Task] = field(default_factory=list)
     due: list[Task] = field(default_factory=list)
 

@@ -12,8 +12,10 @@ from typing import Any
 import psutil
 
 from jobflow_worker.program import describe
+from jobflowd.batchdesk import BatchDesk
+from jobflowd.batchopening import open_batch_desk
 from jobflowd.book import Settings
-from jobflowd.config import StartConfig, terms
+from jobflowd.config import BATCH_LAUNCHERS, StartConfig, terms
 from jobflowd.mailboxes import MailboxClient
 from jobflowd.model import Changes
 from jobflowd.performer import Carrier
@@ -109,9 +111,14 @@ def open_transports(
     return Transports(server, mail, endpoints)
 
 
-def open_desk(session: Session, umask: int) -> LocalDesk | None:
-    """Where local workers are started, if that is the launcher."""
+def open_desk(session: Session, umask: int, prefix: str) -> LocalDesk | BatchDesk | None:
+    """Where workers come from; None if they are started by hand.
+
+    Raises `ConfigError` (69) if the batch system's commands are not there.
+    """
     config = session.config
+    if config.launcher in BATCH_LAUNCHERS:
+        return open_batch_desk(session, umask, prefix)
     if config.launcher != "multiprocess":
         return None
     return LocalDesk(

@@ -92,24 +92,32 @@ def current(worker: Worker, task: Task | None, attempt: int) -> bool:
     )
 
 
-def issued(book: Book, worker: Worker, task: Task, attempt: int) -> bool:
-    """True if this attempt was given to this worker, now or earlier."""
+def standing(book: Book, worker: Worker, task: Task | None, attempt: int) -> str:
+    """What an attempt, as named by this worker, is to its task.
+
+    "current"; "open": given up, its real outcome may still come; "closed": its outcome is recorded;
+    "never": it was not given to this worker, or was handed back before it began.
+    """
+    if task is None:
+        return "never"
     if current(worker, task, attempt):
-        return True
+        return "current"
     past = book.facts.attempts.get(Held(task.task_id, attempt))
-    return past is not None and past.worker == worker.row
+    if past is None or past.worker != worker.row:
+        return "never"
+    return "open" if past.outcome in OPEN_OUTCOMES else "closed"
 
 
 def _take(book: Book, worker: Worker, task: Task) -> Attempting | None:
     """The worker no longer has this task."""
-    if worker.line.solo and task.solo:
-        worker.line.solo = False
-    book.dirty[worker.worker_id] = worker
     return worker.attempts.pop(task.task_id, None)
 
 
 def _withdraw(book: Book, task: Task, reason: str) -> None:
-    """Whoever else has the task is told to stop it; that attempt is charged to nobody."""
+    """Whoever else has the task is told to stop it; that attempt is charged to nobody.
+
+    It stays open: should this be too late, its success is as good as any other.
+    """
     other = book.by_row.get(task.worker if task.worker is not None else -1)
     attempting = other.attempts.pop(task.task_id, None) if other is not None else None
     if other is None or attempting is None:
@@ -121,7 +129,7 @@ def _withdraw(book: Book, task: Task, reason: str) -> None:
         task,
         attempting.attempt,
         other.row,
-        "canceled",
+        "unknown",
         reason,
         started_at=attempting.started_at,
     )
@@ -132,8 +140,11 @@ def _withdraw(book: Book, task: Task, reason: str) -> None:
 
 def _finished(book: Book, worker: Worker, item: Finished) -> str:
     task = book.find(item.task_id)
-    if task is None or not issued(book, worker, task, item.attempt):
+    kind = standing(book, worker, task, item.attempt)
+    if task is None or kind == "never":
         return _refused(book, worker, item.task_id, item.attempt)
+    if kind == "closed":
+        return "late"
     if task.state in TASK_TERMINAL:
         if task.state is not TaskState.SUCCEEDED:
             book.story(
@@ -144,7 +155,7 @@ def _finished(book: Book, worker: Worker, item: Finished) -> str:
             )
         return "late"
     started_at = None
-    if current(worker, task, item.attempt):
+    if kind == "current":
         attempting = _take(book, worker, task)
         started_at = attempting.started_at if attempting is not None else None
     elif task.state in TASK_IN_FLIGHT:
@@ -163,62 +174,64 @@ def _finished(book: Book, worker: Worker, item: Finished) -> str:
     changes.results.append(
         ResultRow(task.row, item.attempt, item.result, *(file if file else (None, None, None)))
     )
-    changes.attempts.append(
-        AttemptRow(
-            task.row,
-            item.attempt,
-            worker.row,
-            started_at,
-            book.wall,
-            "succeeded",
-            "",
-            "",
-            None,
-            None,
-            *item.usage,
-            output_tail=item.output_tail,
-        )
+    row = AttemptRow(
+        task.row,
+        item.attempt,
+        worker.row,
+        started_at,
+        book.wall,
+        "succeeded",
+        "",
+        "",
+        None,
+        None,
+        *item.usage,
+        output_tail=item.output_tail,
     )
+    book.write_attempt(task, row)
     return "accepted"
 
 
 def _failed(book: Book, worker: Worker, item: Failed) -> str:
     task = book.find(item.task_id)
-    if task is None or not issued(book, worker, task, item.attempt):
+    kind = standing(book, worker, task, item.attempt)
+    if task is None or kind == "never":
         return _refused(book, worker, item.task_id, item.attempt)
-    is_current = current(worker, task, item.attempt)
+    if kind == "closed":
+        return "late"
+    is_current = kind == "current"
     attempting = _take(book, worker, task) if is_current else None
     started_at = attempting.started_at if attempting is not None else None
     budget = _budget_of(item.cause)
-    if not is_current:
-        # Terminal, or queued or assigned anew: noted, with the charge where it belongs.
-        if task.state not in TASK_TERMINAL:
-            _refund(book, task, item.attempt)
-            _charge(task, budget)
-            book.touch(task)
+    if task.state in TASK_TERMINAL:
+        budget = ""
+    elif not is_current:
+        # Queued or assigned anew: noted, with the charge where it belongs.
+        _refund(book, task, item.attempt)
+        _charge(task, budget)
+        book.touch(task)
     else:
         task.deliveries += 1
         task.error = item.error
         worker.failed += 1
         _charge(task, budget)
-    book.turn.changes.attempts.append(
-        AttemptRow(
-            task.row,
-            item.attempt,
-            worker.row,
-            started_at if started_at is not None else book.wall - item.usage.duration_s,
-            book.wall,
-            "canceled" if item.cause == "canceled" else "failed",
-            item.cause,
-            budget,
-            item.exit_signal,
-            item.exit_code,
-            *item.usage,
-            error=item.error,
-            traceback=item.traceback,
-            output_tail=item.output_tail,
-        )
+    row = AttemptRow(
+        task.row,
+        item.attempt,
+        worker.row,
+        started_at if started_at is not None else book.wall - item.usage.duration_s,
+        book.wall,
+        "canceled" if item.cause == "canceled" else "failed",
+        item.cause,
+        budget,
+        item.exit_signal,
+        item.exit_code,
+        *item.usage,
+        error=item.error,
+        traceback=item.traceback,
+        output_tail=item.output_tail,
     )
+    book.write_attempt(task, row)
     if not is_current:
         return "late"
     book.story(
@@ -290,7 +303,7 @@ def _refund(book: Book, task: Task, attempt: int) -> None:
     past = book.facts.attempts.get(Held(task.task_id, attempt))
     if past is not None and past.charged:
         _charge(task, past.charged, -1)
-        book.facts.attempts[Held(task.task_id, attempt)] = past._replace(charged="")
+        book.record(task, attempt, past.worker, "unknown", "it was not lost after all")
 
 
 def fail(book: Book, task: Task, error: str) -> None:
@@ -326,22 +339,25 @@ def give_up(book: Book, worker: Worker, cause: str, *, charge: bool) -> None:
 
     Only what certainly ran is charged, and only if the cause is not known to be nobody's fault. If
     anything waited behind, the last report cannot say which one ran: nobody is charged, and the
-    set is delivered one by one.
+    set is delivered one by one. One of such a set that was alone with its worker is taken for
+    started, so that a task that kills faster than workers report does not go on for ever.
     """
     attempts = list(worker.attempts.values())
     worker.attempts.clear()
-    certain = all(one.running for one in attempts)
+    alone = len(attempts) == 1 and attempts[0].task.solo
+    certain = alone or all(one.running for one in attempts)
     for one in attempts:
         task = one.task
         charged = "losses" if charge and certain else ""
-        if one.running:
+        started = alone or one.running
+        if started:
             task.deliveries += 1
         _charge(task, charged)
         book.record(
             task,
             one.attempt,
             worker.row,
-            "lost" if one.running else "unknown",
+            "lost" if started else "unknown",
             cause,
             charged=charged,
             started_at=one.started_at,
@@ -349,7 +365,7 @@ def give_up(book: Book, worker: Worker, cause: str, *, charge: bool) -> None:
         )
         if charge and not certain:
             task.solo = True
-        if one.running:
+        if started:
             again(book, task, f"worker lost: {cause}")
         else:
             book.enqueue(task, again=False)
@@ -367,7 +383,7 @@ def claim(book: Book, worker: Worker, held: Held, *, running: bool) -> bool:
     task = book.find(held.task_id)
     if task is None or task.state in TASK_TERMINAL:
         return False
-    if not issued(book, worker, task, held.attempt):
+    if standing(book, worker, task, held.attempt) not in ("current", "open"):
         return False
     if task.state in TASK_IN_FLIGHT:
         other = book.by_row.get(task.worker if task.worker is not None else -1)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from jobflow_worker.messages import MANAGER, Assign, Assignment, Envelope
 from jobflowd.admin import AdminServer
+from jobflowd.batchdesk import BatchDesk
 from jobflowd.effects import (
     CancelLaunch,
     Deliver,
@@ -44,7 +45,7 @@ class Performer:
         store: Store,
         carriers: dict[str, Carrier],
         admin: AdminServer,
-        desk: LocalDesk | None,
+        desk: LocalDesk | BatchDesk | None,
         stop_generator: Callable[[], None],
     ) -> None:
         self._store = store
@@ -105,13 +106,16 @@ class Performer:
         if desk is None:
             return []
         match effect:
-            case Submit(launch_id):
-                return [desk.submit(launch_id)]
+            case Submit(launch_id, exclude):
+                answer = desk.submit(launch_id, exclude)
+                return [] if answer is None else [answer]
             case CancelLaunch(launch_id, batch_job_id, now):
                 desk.cancel(launch_id, batch_job_id, now)
                 return []
             case QueryLaunches(launches):
-                return [*desk.query(launches), QueryAnswered()]
+                seen = desk.query(launches)
+                # A batch system answers later; the process table at once.
+                return [] if seen is None else [*seen, QueryAnswered()]
 
 
 def _filled(deliver: Deliver, specs: dict[int, bytes]) -> Assign:

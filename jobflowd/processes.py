@@ -119,8 +119,11 @@ class LocalDesk:
 
     # --- starting -------------------------------------------------------------------------
 
-    def submit(self, launch_id: str) -> Submitted | SubmitFailed:
-        """Start the worker of this launch. A refusal says why and leaves no process."""
+    def submit(self, launch_id: str, exclude: Sequence[str] = ()) -> Submitted | SubmitFailed:
+        """Start the worker of this launch. A refusal says why and leaves no process.
+
+        `exclude` is for batch systems, which have other hosts.
+        """
         if not is_label(launch_id):
             return SubmitFailed(launch_id, f"{launch_id!r:.80} is not a launch id")
         output = self._output_path(launch_id)

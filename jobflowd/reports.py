@@ -33,7 +33,7 @@ def on_register(book: Book, worker_id: str, transport: str, message: Register) -
     if worker is None:
         worker = Worker(book.next_worker_row, worker_id, transport, "", 0, 1)
         book.next_worker_row += 1
-        book.workers[worker_id] = book.by_row[worker.row] = worker
+        book.know(worker)
     new = not worker.registered
     worker.registered = True
     worker.state = WorkerState.DRAINING if worker.shutdown else WorkerState.ONLINE
@@ -45,14 +45,15 @@ def on_register(book: Book, worker_id: str, transport: str, message: Register) -
     if new:
         worker.registered_at = book.wall
         worker.launch_id = message.launch_id
-        worker.hb_seq = worker.seen = 0
-        worker.report = None
     worker.credit = 0
     worker.line.welcomed = worker.line.confirmed = False
     worker.line.gone_cause = ""
     worker.line.gone_charge = True
     worker.line.welcome_seq = outbound.next_seq(worker)
     worker.line.posted = worker.line.welcome_seq - 1
+    if worker.shutdown is not None:
+        # The Welcome passes over what was posted before it.
+        worker.line.shutdown_seq = outbound.next_seq(worker)
     renew(book, worker)
     outcomes.raise_floor(book, worker, message.floor)
     book.touch_worker(worker)
@@ -110,7 +111,12 @@ def _bring_launch(book: Book, worker: Worker) -> None:
 
 
 def renew(book: Book, worker: Worker) -> None:
-    """The worker was heard: its lease runs anew."""
+    """The worker was heard: its lease runs anew.
+
+    Not if its process is known to be dead: then these are its last words.
+    """
+    if worker.line.gone_cause:
+        return
     lease_s = max(book.settings.terms[worker.transport][1], 0.0)
     worker.heard_at = book.now
     worker.lease_until = book.now + lease_s
@@ -120,7 +126,7 @@ def renew(book: Book, worker: Worker) -> None:
 def refresh_leases(book: Book) -> None:
     """The daemon itself was away: silence during that time proves nothing."""
     for worker in book.workers.values():
-        if worker.registered and not worker.line.gone_cause:
+        if worker.registered:
             renew(book, worker)
 
 
@@ -139,14 +145,13 @@ def on_report(book: Book, worker: Worker, report: Report) -> None:
     worker.seen = max(worker.seen, min(report.seen, worker.seq))
     outcomes.raise_floor(book, worker, report.floor)
     worker.rss_bytes, worker.time_left_s = report.rss_bytes, report.time_left_s
-    if report.same:
-        if worker.report is None:
-            worker.line.want_full = True
-            return
-    else:
+    if not report.same:
         worker.report = report
         worker.progress = {one.task_id: one for one in report.progress}
-        _reconcile(book, worker, report)
+    if worker.report is None:
+        worker.line.want_full = True
+        return
+    _reconcile(book, worker, worker.report)
     if report.leaving is not None and not worker.leaving:
         worker.leaving = True
         worker.reason = report.leaving

@@ -116,6 +116,15 @@ KNOWN_BY_ID: Final = {
     f" JOIN task_specs s ON s.id = t.id WHERE t.task_id IN {_one_of(size)}"
     for size in CHUNKS
 }
+WORKERS_BY_ID: Final = {
+    size: f"SELECT {WORKER_COLUMNS}, floor FROM workers WHERE worker_id IN {_one_of(size)}"
+    for size in CHUNKS
+}
+VERDICTS_BY_WORKER: Final = {
+    size: "SELECT worker, counter, verdict FROM processed_messages"
+    f" WHERE worker IN {_one_of(size)}"
+    for size in CHUNKS
+}
 SPECS_BY_ROW: Final = {
     size: f"SELECT id, spec FROM task_specs WHERE id IN {_one_of(size)}" for size in CHUNKS
 }

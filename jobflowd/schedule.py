@@ -18,7 +18,9 @@ MAILBOX_SPEC_BYTES_MAX = limits.MAILBOX_BYTES_MAX // 2
 
 def assign_ready(book: Book) -> None:
     """Hand out ready tasks until there are none, or no worker has room."""
-    if book.paused or book.finishing is not None or not len(book.ready):
+    if book.paused or book.finishing is not None or book.generation_error is not None:
+        return
+    if not len(book.ready):
         return
     asking = [_Room(book, worker) for worker in book.workers.values() if _may_take(worker)]
     asking = [room for room in asking if room.left > 0]
@@ -41,6 +43,8 @@ class _Room:
         self.worker = worker
         most = book.settings.max_inflight_per_worker or limits.ATTEMPTS_PER_WORKER_MAX
         self.left = min(worker.credit, most - len(worker.attempts), limits.ITEMS_PER_MESSAGE_MAX)
+        if worker.line.solo:
+            worker.line.solo = any(one.task.solo for one in worker.attempts.values())
         if worker.line.solo:
             self.left = min(self.left, worker.slots - len(worker.attempts))
         self.bytes_left = outbound.DELIVER_BYTES_MAX

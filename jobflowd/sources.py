@@ -16,6 +16,7 @@ from jobflowd import events as ev
 from jobflowd import logs, queries
 from jobflowd.admin import AdminServer, Request
 from jobflowd.api import READS
+from jobflowd.batchdesk import BatchDesk
 from jobflowd.generate import GeneratorProcess
 from jobflowd.mailboxes import Mail
 from jobflowd.opening import Transports
@@ -40,7 +41,7 @@ class Sources:
         store: Store,
         admin: AdminServer,
         transports: Transports,
-        desk: LocalDesk | None,
+        desk: LocalDesk | BatchDesk | None,
         generator: GeneratorProcess,
         on_register: Callable[[Register], None],
     ) -> None:
@@ -182,6 +183,7 @@ class Sources:
         give_up_at = time.monotonic() + grace_s
         while desk.living() and time.monotonic() < give_up_at:
             wait(desk.wake_fd(), 0.1)
+            desk.tick(time.monotonic())
             desk.reap()
         for launch_id in desk.living():
             desk.cancel(launch_id, None, True)

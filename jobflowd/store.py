@@ -236,6 +236,8 @@ class Store:
             questions.definitions, rows.KNOWN_BY_ID
         ):
             facts.known[task_id] = Known(row_no, spec_hash, TaskState(state))
+        if questions.workers:
+            facts.workers = self._workers_by_id(questions.workers)
         if questions.ready_after is not None and questions.ready_limit > 0:
             page = self.read(rows.READY_PAGE, (*questions.ready_after, questions.ready_limit))
             facts.ready = [rows.task_of(row) for row in page]
@@ -243,6 +245,13 @@ class Store:
             page = self.read(rows.DUE_PAGE, (questions.due_before, questions.due_limit))
             facts.due = [rows.task_of(row) for row in page]
         return facts
+
+    def _workers_by_id(self, worker_ids: Sequence[str]) -> dict[str, Worker]:
+        found = self._by_keys(worker_ids, rows.WORKERS_BY_ID)
+        workers = {row[0]: rows.worker_of(row) for row in found}
+        for row, counter, verdict in self._by_keys(list(workers), rows.VERDICTS_BY_WORKER):
+            workers[row].verdicts[counter] = verdict
+        return {worker.worker_id: worker for worker in workers.values()}
 
     def specs(self, task_rows: Sequence[int]) -> dict[int, bytes]:
         """The encoded specs of these task rows; an unknown row is absent."""

@@ -61,7 +61,9 @@ def owned_problems(
             continue
         if word.startswith("--"):
             name = word[2:]
-            names = [one for one in owned if one == name or (len(name) > 2 and one.startswith(name))]
+            names = [
+                one for one in owned if one == name or (len(name) > 2 and one.startswith(name))
+            ]
         else:
             names = [short[word[1]]] if word[1] in short else []
         if names:

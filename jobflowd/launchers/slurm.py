@@ -145,7 +145,9 @@ class Slurm:
         lines = ["#!/bin/bash", jobtext.heading(ctx)]
         lines += [f"#SBATCH {one}" for one in _directives(ctx)]
         # What sbatch passes on of the submitting command's own settings is not meant for srun.
-        tail = jobtext.body(ctx, None if limit is None else float(limit), ("unset SLURM_TIME_FORMAT",))
+        tail = jobtext.body(
+            ctx, None if limit is None else float(limit), ("unset SLURM_TIME_FORMAT",)
+        )
         return "\n".join(lines) + "\n" + tail
 
     def submit_argv(self, ctx: LaunchContext) -> list[str]:
@@ -244,7 +246,9 @@ def _directives(ctx: LaunchContext) -> list[str]:
     if ctx.exclude_hosts:
         given["exclude"] = ",".join(ctx.exclude_hosts)
     lines = [
-        f"--{name}={_escaped(value)}" for name, value in sorted(given.items()) if name not in ctx.skip
+        f"--{name}={_escaped(value)}"
+        for name, value in sorted(given.items())
+        if name not in ctx.skip
     ]
     if "no-requeue" not in ctx.skip:
         lines.append("--no-requeue")

