@@ -137,10 +137,12 @@ class BatchDesk:
 
     def next_deadline(self) -> float | None:
         """When to call `tick` at the latest (monotonic), or None."""
-        now = self._clock()
         if self._to_cancel or self._events:
-            return now
-        return self._commands.next_deadline(now)
+            return float("-inf")
+        now = self._clock()
+        due = self._commands.next_deadline(now)
+        # The loop's idea of now is a little older than ours.
+        return float("-inf") if due is not None and due <= now else due
 
     def tick(self, now: float) -> None:
         """Start what waits, read what runs, and take in what is over."""

@@ -119,6 +119,7 @@ class Book:
         self.finished: int | None = None
         self.samples: deque[tuple[float, int]] = deque(maxlen=120)
         self.completed = 0
+        self.last_success: dict[str, float] = {}
         self.warnings: dict[str, str] = {}
         self._take_in(snapshot)
 

@@ -25,7 +25,7 @@ from jobflow_worker.messages import (
     TaskReturned,
 )
 from jobflowd import events as ev
-from jobflowd import operators, outbound, outcomes, reports, schedule
+from jobflowd import operators, outbound, outcomes, quarantine, reports, schedule
 from jobflowd.book import Book, Settings
 from jobflowd.effects import Post, StopGenerator, Turn
 from jobflowd.launching import Launching
@@ -238,6 +238,10 @@ class Coordinator:
                     worker = book.workers.get(str(worker_id))
                     if worker is not None:
                         reports.expire(book, worker)
+                case ("quarantine", worker_id):
+                    worker = book.workers.get(str(worker_id))
+                    if worker is not None:
+                        quarantine.end(book, worker, "its time is over")
                 case "hold":
                     self._hold_ended()
                 case "query":

@@ -53,6 +53,11 @@ TASK_TERMINAL: Final = frozenset((TaskState.SUCCEEDED, TaskState.FAILED, TaskSta
 TASK_IN_FLIGHT: Final = frozenset((TaskState.ASSIGNED, TaskState.RUNNING))
 LAUNCH_OVER: Final = frozenset((LaunchState.ENDED, LaunchState.FAILED, LaunchState.CANCELED))
 
+#: Company that a task may have: any; none in its slot's queue; none in its whole worker.
+SOLO_NO: Final = 0
+SOLO_SLOT: Final = 1
+SOLO_WORKER: Final = 2
+
 #: From each task state, where it may go. QUEUED -> SUCCEEDED is a late result of an attempt that
 #: was given up; FAILED and CANCELED are left only by an operator's retry.
 TASK_TRANSITIONS: Final[dict[TaskState, frozenset[TaskState]]] = {
@@ -85,7 +90,7 @@ class Task:
     `issued` is the highest attempt number ever given out, `current` the attempt that counts (0:
     none); they differ when a survivor of a restart takes an older attempt back. `worker` is the
     row of the worker that has (or, while `held`, had) the current attempt. `due` set: delayed
-    until then. `solo`: deliver alone to a free slot.
+    until then. `solo`: one of the SOLO words.
     """
 
     row: int
@@ -107,7 +112,7 @@ class Task:
     worker: int | None = None
     held: bool = False
     due: float | None = None
-    solo: bool = False
+    solo: int = SOLO_NO
     started_at: float | None = None
     finished_at: float | None = None
     error: str | None = None
@@ -183,7 +188,7 @@ class Line:
     """The conversation with one worker: what was posted to it and what it is owed.
 
     `posted`: highest seq ever posted. `welcomed`: a report of this epoch arrived. `repair`: post
-    everything unseen again. `answer`: an Ack is due. `solo`: it holds a task to be run alone.
+    everything unseen again. `answer`: an Ack is due. `solo`: it may hold a task that wants no company.
     `gone_cause`: its process is known to be gone, and why; it is lost once its mail is read.
     `confirmed`: a full report has come since it registered.
     """
@@ -244,6 +249,8 @@ class Worker:
     time_left_s: float | None = None
     rss_bytes: int = 0
     line: Line = field(default_factory=Line)
+    streak: dict[int, None] = field(default_factory=dict)
+    streak_since: float = 0.0
 
 
 @dataclass(slots=True)

@@ -9,12 +9,13 @@ from __future__ import annotations
 from typing import Any
 
 from jobflow_worker.messages import Held
-from jobflowd import outbound
+from jobflowd import outbound, quarantine
 from jobflowd.book import Book
 from jobflowd.effects import Reply
 from jobflowd.events import Asked, StopAsked
 from jobflowd.launching import Launching
 from jobflowd.model import (
+    SOLO_NO,
     TASK_IN_FLIGHT,
     TASK_TERMINAL,
     Known,
@@ -97,8 +98,7 @@ def _release(book: Book, launching: Launching, args: Body) -> Body | Error:
     what = str(args.get("what", "launcher"))
     worker = book.workers.get(what)
     if worker is not None and worker.state is WorkerState.QUARANTINED:
-        worker.state = WorkerState.ONLINE
-        book.touch_worker(worker)
+        quarantine.end(book, worker, "by the operator")
         return {"message": f"Worker {what} may take tasks again.", "released": what}
     if what != "launcher":
         return ("not_found", f"There is no quarantined worker {what}.", "See: jobflowctl workers")
@@ -182,7 +182,7 @@ def _retry(book: Book, _: Launching, args: Body) -> Body:
             unknown.append(task_id)
         elif task.state in (TaskState.FAILED, TaskState.CANCELED):
             task.failures = task.losses = task.deliveries = task.walltimes = 0
-            task.solo = False
+            task.solo = SOLO_NO
             task.error = task.finished_at = None
             book.enqueue(task)
             book.story("task_retried", "by the operator", task=task.task_id)

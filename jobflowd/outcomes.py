@@ -20,9 +20,12 @@ from jobflow_worker.messages import (
     TaskFailed,
     TaskFinished,
 )
-from jobflowd import outbound
+from jobflowd import outbound, quarantine
 from jobflowd.book import Book
 from jobflowd.model import (
+    SOLO_NO,
+    SOLO_SLOT,
+    SOLO_WORKER,
     TASK_IN_FLIGHT,
     TASK_TERMINAL,
     Attempting,
@@ -154,21 +157,19 @@ def _finished(book: Book, worker: Worker, item: Finished) -> str:
                 worker=worker.worker_id,
             )
         return "late"
-    started_at = None
     if kind == "current":
-        attempting = _take(book, worker, task)
-        started_at = attempting.started_at if attempting is not None else None
+        _take(book, worker, task)
     elif task.state in TASK_IN_FLIGHT:
         _withdraw(book, task, "superseded")
     else:
         _refund(book, task, item.attempt)
     task.deliveries += 1
     task.error = None
-    if started_at is None:
-        started_at = book.wall - item.usage.duration_s
+    started_at = book.wall - item.usage.duration_s
     task.started_at = started_at
     book.move_task(task, TaskState.SUCCEEDED)
     worker.done += 1
+    quarantine.on_success(book, worker)
     changes = book.turn.changes
     file = item.file
     changes.results.append(
@@ -200,8 +201,6 @@ def _failed(book: Book, worker: Worker, item: Failed) -> str:
     if kind == "closed":
         return "late"
     is_current = kind == "current"
-    attempting = _take(book, worker, task) if is_current else None
-    started_at = attempting.started_at if attempting is not None else None
     budget = _budget_of(item.cause)
     if task.state in TASK_TERMINAL:
         budget = ""
@@ -211,15 +210,18 @@ def _failed(book: Book, worker: Worker, item: Failed) -> str:
         _charge(task, budget)
         book.touch(task)
     else:
+        _take(book, worker, task)
         task.deliveries += 1
         task.error = item.error
         worker.failed += 1
+        if not quarantine.on_failure(book, worker, item, task.row):
+            budget = ""
         _charge(task, budget)
     row = AttemptRow(
         task.row,
         item.attempt,
         worker.row,
-        started_at if started_at is not None else book.wall - item.usage.duration_s,
+        book.wall - item.usage.duration_s,
         book.wall,
         "canceled" if item.cause == "canceled" else "failed",
         item.cause,
@@ -256,7 +258,8 @@ def _returned(book: Book, worker: Worker, item: Returned) -> str:
     attempting = _take(book, worker, task)
     if not item.started:
         # It consumed its number and nothing else, leaves no row, and goes to a free slot next.
-        task.solo = task.solo or item.cause == "behind"
+        if item.cause == "behind":
+            task.solo = max(task.solo, SOLO_SLOT)
         book.enqueue(task, again=False)
         return "accepted"
     task.deliveries += 1
@@ -338,18 +341,22 @@ def give_up(book: Book, worker: Worker, cause: str, *, charge: bool) -> None:
     """A worker is gone with everything it had.
 
     Only what certainly ran is charged, and only if the cause is not known to be nobody's fault. If
-    anything waited behind, the last report cannot say which one ran: nobody is charged, and the
-    set is delivered one by one. One of such a set that was alone with its worker is taken for
-    started, so that a task that kills faster than workers report does not go on for ever.
+    anything waited, the last report cannot say which one ran: nobody is charged. Among several that
+    ran, one did it: each is charged, but none loses its last try by that. Whom this spares is next
+    delivered alone; and what is lost alone is charged even if no report said that it ran, so that
+    a task that kills faster than workers report does not go on for ever.
     """
     attempts = list(worker.attempts.values())
     worker.attempts.clear()
-    alone = len(attempts) == 1 and attempts[0].task.solo
-    certain = alone or all(one.running for one in attempts)
+    alone = len(attempts) == 1
+    certain = all(one.running for one in attempts) or (alone and attempts[0].task.solo != SOLO_NO)
     for one in attempts:
         task = one.task
-        charged = "losses" if charge and certain else ""
-        started = alone or one.running
+        last_try = task.losses >= book.settings.max_losses
+        charged = "losses" if charge and certain and (alone or not last_try) else ""
+        started = certain or one.running
+        if charge and (not certain or last_try):
+            task.solo = SOLO_WORKER
         if started:
             task.deliveries += 1
         _charge(task, charged)
@@ -363,8 +370,6 @@ def give_up(book: Book, worker: Worker, cause: str, *, charge: bool) -> None:
             started_at=one.started_at,
             error=cause,
         )
-        if charge and not certain:
-            task.solo = True
         if started:
             again(book, task, f"worker lost: {cause}")
         else:

@@ -24,6 +24,8 @@ Body = dict[str, Any]
 
 #: Rows of a page if the request does not say.
 PAGE_ROWS = 100
+#: Attempts of a task that are shown with their traceback, the newest: the others say the same.
+TRACEBACKS_MAX = 10
 
 
 class Reader:
@@ -99,6 +101,9 @@ class Reader:
                 "List tasks with: jobflowctl tasks",
             )
             return
+        texts = queries.tracebacks(self._store, task_id)
+        for attempt in detail["attempts"][-TRACEBACKS_MAX:]:
+            attempt["traceback"] = texts.get(attempt["attempt"], "")
         self._admin.answer(ticket, answers.task(detail))
 
 

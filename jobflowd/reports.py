@@ -36,7 +36,10 @@ def on_register(book: Book, worker_id: str, transport: str, message: Register) -
         book.know(worker)
     new = not worker.registered
     worker.registered = True
-    worker.state = WorkerState.DRAINING if worker.shutdown else WorkerState.ONLINE
+    if worker.shutdown:
+        worker.state = WorkerState.DRAINING
+    elif worker.state is not WorkerState.QUARANTINED:
+        worker.state = WorkerState.ONLINE
     worker.transport, worker.host, worker.pid = transport, message.host, message.pid
     worker.slots, worker.program_hash = message.slots, message.program_hash
     worker.version, worker.batch_job_id = message.version, message.batch_job_id

@@ -171,7 +171,6 @@ def task_of(row: Row) -> Task:
     task = Task(*row)
     task.state = _TASK_STATES[task.state]
     task.held = bool(task.held)
-    task.solo = bool(task.solo)
     return task
 
 
@@ -227,7 +226,7 @@ def _task_values(row: int, task: Task) -> Row:
         task.worker,
         1 if task.held else 0,
         task.due,
-        1 if task.solo else 0,
+        task.solo,
         task.started_at,
         task.finished_at,
         clean(task.error),

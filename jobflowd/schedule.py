@@ -1,8 +1,9 @@
 """Which ready task goes to which worker.
 
 Pure. Workers ask (their `credit`); the queue is shared out in rounds so that near its end every
-worker gets its part, and a large credit cannot drain it for one. A `solo` task goes to a free slot
-only, and nothing is prefetched behind it.
+worker gets its part, and a large credit cannot drain it for one. A task that was handed back goes
+to a free slot only, with nothing prefetched behind it; one that is suspected of killing workers
+goes to a worker that has nothing else.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from jobflow_worker import limits
 from jobflowd import outbound
 from jobflowd.book import Book
-from jobflowd.model import Task, Worker, WorkerState
+from jobflowd.model import SOLO_NO, SOLO_SLOT, SOLO_WORKER, Task, Worker, WorkerState
 
 #: Unseen spec bytes that a mailbox may hold: half of it stays free for the rest.
 MAILBOX_SPEC_BYTES_MAX = limits.MAILBOX_BYTES_MAX // 2
@@ -43,10 +44,7 @@ class _Room:
         self.worker = worker
         most = book.settings.max_inflight_per_worker or limits.ATTEMPTS_PER_WORKER_MAX
         self.left = min(worker.credit, most - len(worker.attempts), limits.ITEMS_PER_MESSAGE_MAX)
-        if worker.line.solo:
-            worker.line.solo = any(one.task.solo for one in worker.attempts.values())
-        if worker.line.solo:
-            self.left = min(self.left, worker.slots - len(worker.attempts))
+        self.company()
         self.bytes_left = outbound.DELIVER_BYTES_MAX
         if worker.transport == "fs":
             unseen = sum(
@@ -55,6 +53,24 @@ class _Room:
             self.bytes_left = min(self.bytes_left, MAILBOX_SPEC_BYTES_MAX - unseen)
         self.seq = 0
         self.full = self.bytes_left <= 0
+
+    def company(self) -> None:
+        """A worker with a solo task takes no more than that allows."""
+        worker = self.worker
+        if not worker.line.solo:
+            return
+        most = max((one.task.solo for one in worker.attempts.values()), default=SOLO_NO)
+        worker.line.solo = most != SOLO_NO
+        if most == SOLO_WORKER:
+            self.left = 0
+        elif most == SOLO_SLOT:
+            self.left = min(self.left, worker.slots - len(worker.attempts))
+
+    def suits(self, task: Task) -> bool:
+        """True if the task can have the solitude that it needs here."""
+        if task.solo == SOLO_WORKER:
+            return not self.worker.attempts
+        return task.solo == SOLO_NO or len(self.worker.attempts) < self.worker.slots
 
 
 def _may_take(worker: Worker) -> bool:
@@ -69,13 +85,17 @@ def _may_take(worker: Worker) -> bool:
 
 def _fill(book: Book, room: _Room, share: int, aside: list[Task]) -> None:
     worker = room.worker
-    for _ in range(min(share, room.left)):
+    for _ in range(share):
+        if room.left <= 0:
+            return
         task = book.ready.pop()
         if task is None:
             return
-        if task.solo and len(worker.attempts) >= worker.slots:
+        if not room.suits(task):
+            # Nothing else for this worker, so that it empties and can take it.
             aside.append(task)
-            continue
+            room.full = True
+            return
         if task.spec_bytes > room.bytes_left and room.seq:
             book.ready.offer(task)
             room.full = True
@@ -89,6 +109,7 @@ def _fill(book: Book, room: _Room, share: int, aside: list[Task]) -> None:
         worker.credit -= 1
         if task.solo:
             worker.line.solo = True
-            room.left = min(room.left, worker.slots - len(worker.attempts))
+            room.company()
+            return
     if room.bytes_left <= 0:
         room.full = True

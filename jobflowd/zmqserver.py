@@ -5,6 +5,8 @@ Rules
 * A worker is its identity inside valid frames, never its routing address: the address of the
   newest valid frame is where answers go. With CURVE, an identity belongs to the first client key
   that used it, until it is forgotten; frames of another key under that name are refused.
+* With an allow-list, its key is judged at the handshake (`zap.py`) and again with each frame: a
+  connection outlives the withdrawal of its key. The core gets the key's holder.
 * Nothing that a peer sends or fails to take raises. What cannot be delivered is dropped and
   counted; the worker's next report brings it back.
 * Only `daemon.py` uses this. It knows envelopes, not what they mean.
@@ -23,9 +25,13 @@ from jobflow_worker.codec import decode_frame, encode_frame
 from jobflow_worker.messages import MANAGER, WORKER, Envelope, Reject, is_worker_id
 from jobflow_worker.transport.framing import to_frames
 from jobflow_worker.transport.zmq import harden
+from jobflowd.zap import Gate, HolderOf
 
 #: Connections that wait while a thousand jobs start in the same second.
 _BACKLOG: Final = 4_096
+#: Frames that libzmq keeps for one peer. A worker sends a few a second; what is above stays in the
+#: kernel's buffers, so that a peer's memory here is bounded by this times the largest frame.
+_FRAMES_PER_PEER_MAX: Final = 100
 #: Complaints kept from one call: they are logged at a limited rate, and counted anyway.
 _COMPLAINTS_MAX: Final = 100
 
@@ -50,7 +56,8 @@ class CurveServer:
 
 @dataclass(slots=True)
 class Received:
-    """One bounded drain. `items` are valid envelopes with the client key that proved itself.
+    """One bounded drain. `items` are valid envelopes with what their connection has proved: the
+    holder of its key with an allow-list, the key itself with another judge, else None.
 
     `read_at` (monotonic) is set when all peers have been heard: mail that had arrived by then
     has been handed over, for every worker at least its oldest.
@@ -80,11 +87,16 @@ class ZmqServer:
         port: int = 0,
         curve: CurveServer | None = None,
         clock: Callable[[], float] = time.monotonic,
+        holder_of: HolderOf | None = None,
     ) -> None:
-        """`port` is a wish: 0 for any free one, and another one if it is taken."""
+        """`port` is a wish: 0 for any free one, and another one if it is taken.
+
+        `holder_of` is the allow-list. Without it, whoever else answers ZAP in our context judges.
+        """
         self._bind_host = bind_host
         self._wish = port
         self._curve = curve
+        self._holder_of = holder_of
         self._clock = clock
         self._peers: dict[str, _Peer] = {}
         self._round: set[bytes] = set()
@@ -97,6 +109,7 @@ class ZmqServer:
         #: The ZAP handler must live in the same context.
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
         self.context.set(zmq.MAX_SOCKETS, 65_535)
+        self.gate = Gate(self.context, holder_of) if holder_of is not None else None
         self.socket: zmq.Socket[bytes] = self.context.socket(zmq.ROUTER)
         self._configure()
 
@@ -105,6 +118,7 @@ class ZmqServer:
         self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self.socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
         self.socket.setsockopt(zmq.BACKLOG, _BACKLOG)
+        self.socket.setsockopt(zmq.RCVHWM, _FRAMES_PER_PEER_MAX)
         if self._curve is None:
             return
         self.socket.curve_server = True
@@ -141,11 +155,17 @@ class ZmqServer:
             for host in dict.fromkeys(hosts)
         ]
 
+    def sockets(self) -> list[zmq.Socket[bytes]]:
+        """What to poll for input; `receive` serves all of them."""
+        return [self.socket] if self.gate is None else [self.socket, self.gate.socket]
+
     # --- in ---------------------------------------------------------------------------------
 
     def receive(self, limit: int) -> Received:
         """At most `limit` frames. Never raises for what a peer sent."""
         received = Received()
+        if self.gate is not None:
+            received.complaints += self.gate.serve()
         for _ in range(limit):
             now = self._clock()
             try:
@@ -190,6 +210,10 @@ class ZmqServer:
             received.complaints.append(f"a frame of {worker_id} speaks for other workers as well")
             return
         key = self._key(parts[1])
+        if self.gate is not None and key is None:
+            received.complaints.append(f"a frame as {worker_id} with a key that was withdrawn")
+            self._refuse(address, "launch", "the manager has given up this worker's launch")
+            return
         if not self._bind_address(worker_id, address, key):
             received.complaints.append(f"a frame as {worker_id} with another client's key")
             return
@@ -207,18 +231,23 @@ class ZmqServer:
         return True
 
     def _key(self, frame: zmq.Frame) -> str | None:
-        """The client's public key, as the ZAP handler answered it; None without CURVE or ZAP."""
+        """The holder of the client's key, or with another judge the key itself, as the ZAP handler
+        answered it; None if it proves nothing (any more)."""
         if self._curve is None or self._curve.domain is None:
             return None
         try:
-            return str(frame.get("User-Id")) or None
+            key = str(frame.get("User-Id")) or None
         except zmq.ZMQError:
             return None
+        return key if self._holder_of is None or key is None else self._holder_of(key)
 
     def _refuse_version(self, address: bytes) -> None:
         """Tell a peer of another version why nobody answers it. Its identity is not believed."""
         sentence = "this manager speaks another protocol version; install the same jobflowd"
-        reject = Reject(epoch=0, seq=0, base=0, code="version", sentence=sentence)
+        self._refuse(address, "version", sentence)
+
+    def _refuse(self, address: bytes, code: str, sentence: str) -> None:
+        reject = Reject(epoch=0, seq=0, base=0, code=code, sentence=sentence)
         self._send(address, [encode_frame([Envelope(MANAGER, MANAGER, "", 0, 0.0, reject)])])
 
     # --- out --------------------------------------------------------------------------------
@@ -255,4 +284,6 @@ class ZmqServer:
             return
         self._closed = True
         self.socket.close(linger=int(linger_s * 1000))
+        if self.gate is not None:
+            self.gate.close()
         self.context.term()

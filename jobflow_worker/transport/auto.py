@@ -5,6 +5,7 @@ Rules
 * In `auto`, all endpoints of the beacon are tried first. The mailbox is chosen if none answered
   in time *and* the beacon moves: then the manager lives and only the network is in the way.
   While it does not move, the manager is being restarted, and the endpoints are tried on.
+* A manager that refuses our key is no reason for the mailbox: it can be reached.
 * The choice is made once, before the first message from the manager, and kept for life.
 """
 
@@ -15,11 +16,12 @@ from dataclasses import replace
 from typing import Final
 
 from jobflow_worker import limits
+from jobflow_worker.keyfile import CurveKeys
 from jobflow_worker.messages import Envelope, Register
 from jobflow_worker.sessionfiles import Beacon, SessionPaths, read_beacon
 from jobflow_worker.transport.base import Everything, Inbox, Link, Pollable
 from jobflow_worker.transport.fs import FsLink
-from jobflow_worker.transport.zmq import CurveKeys, ZmqLink
+from jobflow_worker.transport.zmq import ZmqLink
 
 #: How often the beacon is read while the choice is open.
 _BEACON_LOOK_S: Final = 1.0
@@ -56,6 +58,13 @@ class AutoLink:
     @property
     def full(self) -> bool:
         return self._link.full
+
+    @property
+    def refused(self) -> bool:
+        return self._link.refused
+
+    def rekey(self, keys: CurveKeys | None) -> None:
+        self._link.rekey(keys)
 
     def open(self) -> None:
         """Start with the endpoints; with none, the manager serves mailboxes only."""
@@ -97,7 +106,8 @@ class AutoLink:
         if now >= self._look_at:
             self._look_at = now + _BEACON_LOOK_S
             self._watch_beacon(now)
-        if self._moved and now - self._started_at >= limits.CONNECT_PATIENCE_S:
+        patient = now - self._started_at < limits.CONNECT_PATIENCE_S
+        if self._moved and not patient and not self._zmq.refused:
             self._use_mailbox(
                 f"no endpoint of the manager answered within {limits.CONNECT_PATIENCE_S:g} s "
                 f"({', '.join(self._beacon.endpoints)[:300]})"

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import zmq
 
+from jobflow_worker.keyfile import CurveKeys
 from jobflow_worker.messages import Envelope
 
 #: What a poller can wait for: a zmq socket or a file descriptor.
@@ -42,6 +43,13 @@ class Link(Protocol):
     @property
     def full(self) -> bool:
         """True while the outbox does not fit: start no new task."""
+
+    @property
+    def refused(self) -> bool:
+        """The peer says that it does not know this worker's key. Not proven: ask the beacon."""
+
+    def rekey(self, keys: CurveKeys | None) -> None:
+        """The manager has another key now, or none: `reconnect` will use these."""
 
     def sockets(self) -> list[Pollable]:
         """What to poll for input, as of now; asked before every wait."""

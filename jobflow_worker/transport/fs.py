@@ -19,6 +19,7 @@ import secrets
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from jobflow_worker.keyfile import CurveKeys
 from jobflow_worker.messages import Envelope, Heartbeat, Welcome
 from jobflow_worker.sessionfiles import SessionPaths, UnsafeFileError, write_private
 from jobflow_worker.transport import mailfile
@@ -71,6 +72,13 @@ class FsLink:
     @property
     def full(self) -> bool:
         return self._full
+
+    @property
+    def refused(self) -> bool:
+        return False
+
+    def rekey(self, keys: CurveKeys | None) -> None:
+        """Nothing to do: the session directory itself is the proof."""
 
     def sockets(self) -> list[Pollable]:
         return []

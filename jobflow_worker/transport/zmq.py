@@ -8,6 +8,9 @@ Rules
 * A manager with several addresses is probed on all of them at once, one socket each; the first
   that brings a valid frame is kept, the others are closed.
 * A socket belongs to the thread that made it; there are no threads here.
+* With keys, only the holder of the pinned server key is talked to. Whether the peer refused our
+  key is seen through the socket's monitor and is told as `refused`; it is a claim of whoever
+  answers there, so the agent asks the beacon before it believes it.
 
 `harden` and `has_ipv6` serve the daemon's ROUTER as well.
 """
@@ -17,12 +20,14 @@ from __future__ import annotations
 import random
 import socket
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 import zmq
+from zmq.utils.monitor import parse_monitor_message
 
 from jobflow_worker import limits
+from jobflow_worker.keyfile import CurveKeys
 from jobflow_worker.messages import Envelope
 from jobflow_worker.transport.base import Everything, Inbox, Pollable
 from jobflow_worker.transport.framing import from_manager, to_frames
@@ -34,15 +39,13 @@ WIRE_BYTES_MAX: Final = limits.FRAME_BYTES_MAX + limits.KIB
 #: How soon a connection that came up is noticed while something waits to be sent.
 _RETRY_S_MIN: Final = 0.005
 _RETRY_S_MAX: Final = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class CurveKeys:
-    """A worker's pair and the manager's pinned public key, each 40 bytes of Z85."""
-
-    server_public: bytes
-    public: bytes
-    secret: bytes = field(repr=False)
+#: What the monitor of a socket with keys tells.
+_HANDSHAKES: Final = (
+    zmq.EVENT_HANDSHAKE_SUCCEEDED
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+)
 
 
 def has_ipv6() -> bool:
@@ -82,6 +85,15 @@ class _Candidate:
     endpoint: str
     sock: zmq.Socket[bytes]
     behind: bool = False
+    monitor: zmq.Socket[Any] | None = None
+    refused: bool = False
+    noted: bool = False
+
+    def close(self, linger_ms: int = 0) -> None:
+        if self.monitor is not None:
+            self.sock.disable_monitor()
+            self.monitor.close(0)
+        self.sock.close(linger_ms)
 
 
 class ZmqLink:
@@ -122,6 +134,17 @@ class ZmqLink:
         """True once one of the present endpoints has answered with a valid frame."""
         return self._heard
 
+    @property
+    def refused(self) -> bool:
+        """True while the peer says that it does not know our key; see the module's rules."""
+        return any(one.refused for one in self._candidates)
+
+    def rekey(self, keys: CurveKeys | None) -> None:
+        """Use these keys from the next `reconnect` on, which then connects anew."""
+        if keys != self._keys:
+            self._keys = keys
+            self._endpoints = ()
+
     def open(self, endpoints: Sequence[str]) -> None:
         """Start connecting to all of these. Unusable ones are noted and left out."""
         self._drop_candidates()
@@ -143,21 +166,41 @@ class ZmqLink:
             sock.curve_serverkey = self._keys.server_public
             sock.curve_publickey = self._keys.public
             sock.curve_secretkey = self._keys.secret
+        one = _Candidate(endpoint, sock, self._everything is not None)
+        if self._keys is not None:
+            one.monitor = sock.get_monitor_socket(_HANDSHAKES)
         try:
             sock.connect(endpoint)
         except zmq.ZMQError as error:
-            sock.close()
+            one.close()
             self.notes.append(f"endpoint {endpoint[:200]!r} is left out: {error.strerror}")
             return
-        self._candidates.append(_Candidate(endpoint, sock, self._everything is not None))
+        self._candidates.append(one)
 
     def _drop_candidates(self) -> None:
         for one in self._candidates:
-            one.sock.close()
+            one.close()
         self._candidates.clear()
 
     def sockets(self) -> list[Pollable]:
-        return [one.sock for one in self._candidates]
+        found: list[Pollable] = [one.sock for one in self._candidates]
+        found += [one.monitor for one in self._candidates if one.monitor is not None]
+        return found
+
+    def _watch_handshakes(self) -> None:
+        for one in self._candidates:
+            for event in _handshakes(one.monitor):
+                one.refused = event == zmq.EVENT_HANDSHAKE_FAILED_AUTH
+                if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                    one.noted = False
+                elif not one.noted:
+                    one.noted = True
+                    self.notes.append(
+                        f"{one.endpoint} refuses this worker's key"
+                        if one.refused
+                        else f"{one.endpoint} is not answered by the manager of this session: "
+                        "whoever listens there does not hold its key"
+                    )
 
     def send(self, fresh: Sequence[Envelope], everything: Everything) -> None:
         self._everything = everything
@@ -192,6 +235,7 @@ class ZmqLink:
     def receive(self) -> Inbox:
         inbox = Inbox(complaints=self._complaints)
         self._complaints = []
+        self._watch_handshakes()
         self._catch_up(self._clock())
         for one in list(self._candidates):
             frames = _receive_some(one.sock)
@@ -210,7 +254,7 @@ class ZmqLink:
         self._heard = True
         for one in self._candidates:
             if one is not chosen:
-                one.sock.close()
+                one.close()
         self._candidates = [chosen]
 
     def next_poll(self, now: float) -> float | None:
@@ -240,7 +284,7 @@ class ZmqLink:
             return
         self._closed = True
         for one in self._candidates:
-            one.sock.close(linger=int(linger_s * 1000) if self._heard else 0)
+            one.close(int(linger_s * 1000) if self._heard else 0)
         self._candidates.clear()
         self._context.term()
 
@@ -258,6 +302,18 @@ def _send_all(sock: zmq.Socket[bytes], frames: list[bytes]) -> bool:
     except zmq.Again:
         return False
     return True
+
+
+def _handshakes(monitor: zmq.Socket[Any] | None) -> list[int]:
+    """What the handshakes came to since last asked."""
+    events: list[int] = []
+    while monitor is not None:
+        try:
+            parts = monitor.recv_multipart(zmq.DONTWAIT)
+        except zmq.Again:
+            break
+        events.append(int(parse_monitor_message(parts)["event"]))
+    return events
 
 
 def _receive_some(sock: zmq.Socket[bytes]) -> list[bytes]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Final
 
 from jobflowd.launchers.base import END_VARIABLE, LaunchContext
@@ -71,12 +71,12 @@ def owned_problems(
     return found
 
 
-def body(ctx: LaunchContext, time_limit_s: float | None, lines: Sequence[str] = ()) -> str:
+def body(ctx: LaunchContext, time_limit_s: float | None) -> str:
     """The shell part of a script: from the user's environment to the worker.
 
     The worker replaces the shell, so that the batch system's signals reach it.
     """
-    text = [*lines]
+    text: list[str] = []
     if time_limit_s is not None:
         # Before anything that may take long: the limit counts from the job's start.
         text.append(f"export {END_VARIABLE}=$(( $(date +%s) + {int(time_limit_s)} ))")

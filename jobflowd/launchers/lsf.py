@@ -117,7 +117,7 @@ class Lsf:
         limit = ctx.options.get("time")
         lines = ["#!/bin/bash", jobtext.heading(ctx)]
         lines += [f"#BSUB {one}" for one in _directives(ctx)]
-        tail = jobtext.body(ctx, None if limit is None else float(limit), ("unset LSB_NTRIES",))
+        tail = jobtext.body(ctx, None if limit is None else float(limit))
         return "\n".join(lines) + "\n" + tail
 
     def submit_argv(self, ctx: LaunchContext) -> list[str]:

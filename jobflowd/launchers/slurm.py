@@ -144,10 +144,7 @@ class Slurm:
         limit = ctx.options.get("time")
         lines = ["#!/bin/bash", jobtext.heading(ctx)]
         lines += [f"#SBATCH {one}" for one in _directives(ctx)]
-        # What sbatch passes on of the submitting command's own settings is not meant for srun.
-        tail = jobtext.body(
-            ctx, None if limit is None else float(limit), ("unset SLURM_TIME_FORMAT",)
-        )
+        tail = jobtext.body(ctx, None if limit is None else float(limit))
         return "\n".join(lines) + "\n" + tail
 
     def submit_argv(self, ctx: LaunchContext) -> list[str]:

@@ -109,16 +109,24 @@ def pause(seconds: float) -> None:
 @MODES
 def test_a_worker_that_was_stopped_past_its_lease(world: World, mode: str) -> None:
     """Its task runs elsewhere; when it wakes, its late result does no harm."""
-    daemon = world.start("--workers", "1", mode=mode, n=1, spec=WAIT)
-    world.until_running(1)
-    [worker] = world.workers()
+    daemon = world.start("--workers", "2", mode=mode, n=2, spec=WAIT)
+    world.until_running(2)
+    victim = world.notes("start")[0]
+    [worker] = [one for one in world.workers() if one["worker_id"] == victim.worker_id]
     kill(worker["pid"], signal.SIGSTOP)
-    world.until(lambda: len(world.notes("start")) == 2, "the task to start elsewhere")
+    world.until(lambda: gone(world, victim.worker_id), "the worker to be given up", 10)
     world.open_gate()
+    world.until(lambda: world.tasks()["succeeded"] == 2, "both tasks, one of them twice")
     kill(worker["pid"], signal.SIGCONT)
     world.ended(daemon, 0)
-    assert world.in_database() == {"succeeded": 1}
+    assert world.in_database() == {"succeeded": 2}
+    assert world.started()[victim.task_id] == 2
     world.until(lambda: not is_alive(worker["pid"]), "the end of the stopped worker")
+
+
+def gone(world: World, worker_id: str) -> bool:
+    """Whether a worker is not among those that are there."""
+    return worker_id not in {one["worker_id"] for one in live(world)}
 
 
 def test_many_kills_in_a_row(world: World) -> None:
@@ -135,7 +143,7 @@ def test_many_kills_in_a_row(world: World) -> None:
 
 
 def test_workers_leave_when_their_manager_never_comes_back(world: World) -> None:
-    minutes = ("--worker-manager-timeout-minutes", "0.06")
+    minutes = ("--worker-manager-timeout-minutes", "0.1")
     daemon = world.start("--workers", "2", *minutes, n=2, spec=WAIT)
     world.until_running(2)
     pids = [one["pid"] for one in world.workers()]

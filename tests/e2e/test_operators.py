@@ -58,7 +58,7 @@ def test_cancel_stops_a_running_task_and_its_family(world: World) -> None:
     daemon = world.start("--workers", "1", "--stay", tasks=tasks)
     world.until_running(1)
     pid = world.notes("start")[0].pid
-    body = world.ctl("cancel", "family", "queued", "unheard-of")
+    body = world.ctl("cancel", "family", "queued", "unheard-of", code=2)
     assert (sorted(body["canceled"]), body["unknown"]) == (["family", "queued"], ["unheard-of"])
     world.until(lambda: world.tasks() == {"succeeded": 1, "canceled": 2}, "two cancelled")
     world.until(lambda: not is_alive(pid), "the end of the cancelled task's process")
@@ -120,7 +120,7 @@ def test_shutdown_now_and_wait(world: World) -> None:
     daemon = world.start("--workers", "2", "--shutdown-grace-period", "60s", n=4, spec=WAIT)
     world.until_running(2)
     pids = [note.pid for note in world.notes("start")]
-    world.ctl("shutdown", "--now", "--wait", code=4)
+    world.ctl("shutdown", "--now", "--wait")
     world.ended(daemon, 4)
     assert not any(is_alive(pid) for pid in pids)
     assert world.in_database() == {"queued": 4}

@@ -118,4 +118,5 @@ class Chaos:
         self.world.fault("detach" if detach else "shutdown")
         now = self.world.rng.random() < 0.3
         manager = self.sim.manager
+        self.sim.stop_asked = self.sim.stop_asked or manager.up
         manager.tell(manager.incarnation, ev.StopAsked("a signal", now=now, detach=detach))

@@ -129,6 +129,10 @@ class Checks:
             self.tasks[row] = (task.state, task.issued, 0)
             if task.state is TaskState.ASSIGNED:
                 self._assigned(manager, task)
+        for attempt in changes.attempts:
+            if attempt.outcome == "failed" and attempt.charged:
+                name = self.ids[attempt.task]
+                self.failures[name] = self.failures.get(name, 0) + 1
         for result in changes.results:
             self.results[self.ids[result.task]] = result.attempt
         for launch in changes.launches.values():
@@ -252,8 +256,6 @@ class Checks:
 
     def ended(self, worker: SimWorker, held: Held, kind: str) -> None:
         self.executions[held] = kind
-        if kind not in ("ok", "canceled", "died", "crash"):
-            self.failures[held.task_id] = self.failures.get(held.task_id, 0) + 1
 
     def killed_by(self, held: Held) -> None:
         self.kills[held.task_id] = self.kills.get(held.task_id, 0) + 1

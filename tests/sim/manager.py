@@ -134,7 +134,7 @@ class SimManager:
 
     def freeze(self, seconds: float) -> None:
         """SIGSTOP, suspend, or a file system that hangs."""
-        if self.up:
+        if self.up and not self.frozen:
             self.frozen_until = self.world.now + seconds
             self.world.at(seconds, self.thaw, self.incarnation, self.world.now)
 

@@ -88,6 +88,7 @@ class Simulation:
         self._beacon_n = 0
         self.most_wanted = profile.workers
         self.over = False
+        self.stop_asked = False
         self.finishing_at: float | None = None
         self._tickets = 0
         self.special = self._draw_special()
@@ -187,8 +188,9 @@ class Simulation:
         self.put_beacon("detached" if detached else "closed")
         self.manager.die()
         if book.remaining or not book.generated:
-            if not self.world.chaos and not detached:
+            if not self.world.chaos and not self.stop_asked:
                 raise Violation(f"the run ended with {code}, {book.remaining} tasks remain")
+            self.stop_asked = False
             self._come_back()
             return
         self.over = True

@@ -89,10 +89,10 @@ def test_a_new_task_is_found_with_all_that_was_defined(memory: Store) -> None:
 
 def test_states_and_flags_come_back_as_their_types(memory: Store) -> None:
     memory.commit(new_tasks(0))
-    change(memory, task_of(memory, "t1"), state=TaskState.RUNNING, worker=1, solo=True)
+    change(memory, task_of(memory, "t1"), state=TaskState.RUNNING, worker=1, solo=2)
     found = task_of(memory, "t1")
     assert type(found.state) is TaskState
-    assert (type(found.held), type(found.solo)) == (bool, bool)
+    assert (type(found.held), found.solo) == (bool, 2)
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 8, 9, 63, 65, 511, 512, 513, 1500])
