@@ -23,6 +23,7 @@ from typing import Any
 import zmq
 
 from jobflow_worker import limits, processes
+from jobflow_worker.keyfile import CurveKeys, KeyFileError, worker_keys
 from jobflow_worker.messages import WORKER, Envelope, FromManager
 from jobflow_worker.outbox import Outgoing
 from jobflow_worker.program import ProgramRef
@@ -61,6 +62,10 @@ SIGNALS = {
 }
 #: How often the agent measures itself for its reports.
 MEASURE_S = 5.0
+#: A manager that refuses our key is asked after this often, through its beacon.
+REFUSAL_LOOK_S = 1.0
+#: Without a beacon to ask, a refusal is believed when it has lasted this long.
+REFUSAL_PATIENCE_S = 60.0
 #: A child that ends on being told needs this long at most; then it is killed.
 CLOSE_GRACE_S = 1.0
 
@@ -83,6 +88,8 @@ class Options:
     manager_timeout_s: float = 900.0
     umask: int | None = None
     end_at: float | None = None
+    keys: CurveKeys | None = None
+    key_file: Path | None = None
 
 
 class Agent:
@@ -108,6 +115,10 @@ class Agent:
         self._link: Link | None = None
         self._exit: Exit | None = None
         self._measured_at = float("-inf")
+        self._server_public = options.beacon.server_public
+        self._refused_since: float | None = None
+        self._refused_by: Beacon | None = None
+        self._refusal_look_at = float("inf")
 
     def run(self) -> int:
         """Work until there is a reason to leave; returns the exit code."""
@@ -119,7 +130,12 @@ class Agent:
             for slot in self._slots:
                 slot.start()
             self._link = open_link(
-                options.mode, options.paths, options.beacon, options.worker_id, time.monotonic
+                options.mode,
+                options.paths,
+                options.beacon,
+                options.worker_id,
+                time.monotonic,
+                options.keys,
             )
             while self._exit is None:
                 self._pass()
@@ -149,6 +165,7 @@ class Agent:
         poll_at = link.next_poll(now)
         if any(one in ready for one in link.sockets()) or (poll_at is not None and poll_at <= now):
             events.extend(self._receive())
+        self._mind_refusal(now)
         self._measure(now)
         session.transport = link.kind
         session.full = link.full
@@ -167,7 +184,11 @@ class Agent:
 
     def _until(self, now: float) -> float | None:
         assert self._link is not None
-        times = [self._session.next_deadline(), self._link.next_poll(now)]
+        times = [
+            self._session.next_deadline(),
+            self._link.next_poll(now),
+            self._refusal_look_at if self._link.refused else None,
+        ]
         times.extend(slot.next_check(now) for slot in self._slots)
         return min((at for at in times if at is not None), default=None)
 
@@ -180,6 +201,66 @@ class Agent:
         for complaint in inbox.complaints:
             self._say(f"ignored a message of the manager: {complaint}")
         return [one.message for one in inbox.envelopes]  # type: ignore[misc]
+
+    # --- keys -----------------------------------------------------------------------------------
+
+    def _mind_refusal(self, now: float) -> None:
+        """Leave once it is certain that the manager itself refuses this worker's key.
+
+        Whoever listens on a dead manager's port can say so, too. So it counts only if the beacon,
+        which nobody else can write, has moved meanwhile and still names that address and key.
+        """
+        assert self._link is not None
+        if not self._link.refused:
+            self._refused_since = self._refused_by = None
+            self._refusal_look_at = float("inf")
+            return
+        if self._refused_since is None:
+            self._refused_since = self._refusal_look_at = now
+        if now < self._refusal_look_at:
+            return
+        self._refusal_look_at = now + REFUSAL_LOOK_S
+        if self._options.paths is None:
+            if now - self._refused_since >= REFUSAL_PATIENCE_S:
+                self._leave_refused()
+            return
+        beacon = read_beacon(self._options.paths.beacon)
+        if beacon is None:
+            return
+        self._follow_key(beacon)
+        before = self._refused_by
+        if before is None or _address(beacon) != _address(before):
+            self._refused_by = beacon
+            self._link.reconnect(beacon.endpoints)
+        elif beacon.n > before.n:
+            self._leave_refused()
+
+    def _leave_refused(self) -> None:
+        """Nobody takes the outcomes by this way; the session directory may still."""
+        if not self._session.outbox.empty:
+            self._session.outbox.pack()
+            self._spool()
+        reason = "the manager refuses this worker's key: its launch is over for the manager"
+        self._exit = Exit(77, reason)
+
+    def _follow_key(self, beacon: Beacon) -> None:
+        """Take other keys if the manager has another one now. The next `reconnect` uses them."""
+        assert self._link is not None
+        options = self._options
+        if beacon.server_public == self._server_public or options.paths is None:
+            return
+        try:
+            keys = worker_keys(options.paths, beacon, options.identity.launch_id, options.key_file)
+        except KeyFileError as error:
+            self._say(f"the manager has another key now, and {error}")
+            return
+        self._server_public = beacon.server_public
+        self._say(
+            "the manager encrypts with another key now"
+            if keys is not None
+            else "the manager does not encrypt any more: it was started with --insecure-plaintext"
+        )
+        self._link.rekey(keys)
 
     # --- effects --------------------------------------------------------------------------------
 
@@ -224,6 +305,7 @@ class Agent:
         beacon = read_beacon(self._options.paths.beacon)
         if beacon is None:
             return NoBeacon()
+        self._follow_key(beacon)
         return BeaconSeen(beacon.epoch, beacon.n, beacon.state, beacon.endpoints)
 
     def _spool(self) -> None:
@@ -259,3 +341,8 @@ class Agent:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         sys.stderr.write(f"{stamp} {text}\n")
         sys.stderr.flush()
+
+
+def _address(beacon: Beacon) -> tuple[object, ...]:
+    """Who serves where: what a refusal is about."""
+    return (beacon.epoch, beacon.state, beacon.endpoints, beacon.server_public)

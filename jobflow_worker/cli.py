@@ -71,6 +71,11 @@ def parser() -> argparse.ArgumentParser:
     hand.add_argument("--program", "-P", metavar="PROGRAM", help="as for jobflowd start")
     hand.add_argument("--program-args", "-A", metavar="JSON", default="{}")
     hand.add_argument("--key-file", metavar="FILE", help="the session's keys/hand.key")
+    hand.add_argument(
+        "--insecure-plaintext",
+        action="store_true",
+        help="no keys: the manager was started with this flag",
+    )
     hand.add_argument("--heartbeat-interval", type=float, default=10.0, metavar="S")
     made.add_argument("--version", action="version", version=f"jobflow-worker {__version__}")
     return made
@@ -102,6 +107,7 @@ def _run(args: argparse.Namespace, umask: int) -> int:
     # Imported only now: --help and usage errors need none of it.
     from jobflow_worker import batchjob
     from jobflow_worker.agent import Agent, Options
+    from jobflow_worker.keyfile import worker_keys
     from jobflow_worker.program import ProgramRef, program_hash, resolve_program
     from jobflow_worker.sessionfiles import Beacon, SessionPaths, SessionRecord
     from jobflow_worker.vocabulary import Identity
@@ -122,6 +128,10 @@ def _run(args: argparse.Namespace, umask: int) -> int:
     host = platform.node()
     launch_id = args.launch_id or os.environ.get("JOBFLOW_LAUNCH_ID")
     label = args.worker_id or _label(launch_id or host)
+    key_file = Path(args.key_file).absolute() if args.key_file else None
+    keys = None
+    if args.mode != "fs" and not (paths is None and args.insecure_plaintext):
+        keys = worker_keys(paths, beacon, launch_id, key_file)
     identity = Identity(
         version=__version__,
         python=platform.python_version(),
@@ -145,6 +155,8 @@ def _run(args: argparse.Namespace, umask: int) -> int:
         manager_timeout_s=900.0 if minutes is None else 60.0 * minutes,
         umask=umask,
         end_at=batchjob.end_at(os.environ),
+        keys=keys,
+        key_file=key_file,
     )
     return Agent(options).run()
 

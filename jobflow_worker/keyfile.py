@@ -25,12 +25,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from jobflow_worker.messages import is_label
+from jobflow_worker.messages import HAND, is_label
 from jobflow_worker.sessionfiles import Beacon, SessionFileError, SessionPaths
 
 KEY_FILE_VERSION: Final = 1
-#: The holder of the key for workers that are started by hand; no launch has this name.
-HAND: Final = "hand"
 _SERVER: Final = "server"
 #: A key file is a few lines.
 _BYTES_MAX: Final = 8 * 1024
@@ -106,12 +104,19 @@ def server_key_path(paths: SessionPaths) -> Path:
 def read_key_file(path: Path) -> KeyFile:
     """A client's key file. Raises `KeyFileError`, FileNotFoundError and other OSErrors."""
     values = _read(path, ("session", "holder", "server_public", "client_public", "client_secret"))
-    return KeyFile(**values)
+    return KeyFile(
+        session=values["session"],
+        holder=values["holder"],
+        server_public=values["server_public"],
+        client_public=values["client_public"],
+        client_secret=values["client_secret"],
+    )
 
 
 def read_server_key(path: Path) -> ServerKeyFile:
     """The manager's key file. Raises as `read_key_file` does."""
-    return ServerKeyFile(**_read(path, ("session", "server_public", "server_secret")))
+    values = _read(path, ("session", "server_public", "server_secret"))
+    return ServerKeyFile(values["session"], values["server_public"], values["server_secret"])
 
 
 def _read(path: Path, names: tuple[str, ...]) -> dict[str, str]:

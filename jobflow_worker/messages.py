@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 VERSION: Final = 1
+#: Whose key a worker by hand holds; no launch has this name.
+HAND: Final = "hand"
 MANAGER: Final = "manager"
 WORKER: Final = "worker"
 

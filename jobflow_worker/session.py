@@ -261,6 +261,7 @@ class Session:
 
     def _on_beacon(self, seen: BeaconSeen) -> None:
         moved = self._beacon is None or (seen.epoch, seen.n) != self._beacon
+        restarted = self._beacon is not None and seen.epoch > self._beacon[0]
         self._beacon = (seen.epoch, seen.n)
         self._beacon_state = seen.state
         if moved and seen.state == "open":
@@ -268,6 +269,9 @@ class Session:
             self._effects.append(Reconnect(seen.endpoints))
             if self.epoch is not None and seen.epoch > self.epoch:
                 self._register_again()
+            if restarted and self._register_at is not None:
+                self._register_at = self._now
+                self._register_pause_s = limits.REGISTER_RETRY_S
         elif seen.state == "closed" and self._unanswered():
             self._leave("draining", at_once=True)
 
@@ -460,7 +464,9 @@ class Session:
 
     def _send_register(self) -> None:
         self._register_at = self._now + self._register_pause_s
-        self._register_pause_s = min(limits.REGISTER_RETRY_S_MAX, 2 * self._register_pause_s)
+        # No longer than a heartbeat: a restarted manager waits a lease and a heartbeat for us.
+        most = max(limits.REGISTER_RETRY_S, min(limits.REGISTER_RETRY_S_MAX, self._heartbeat_s))
+        self._register_pause_s = min(most, 2 * self._register_pause_s)
         self._effects.append(Send((self.reporter.register(self.identity, self.transport),)))
 
     # --- leaving ------------------------------------------------------------------------------

@@ -133,6 +133,7 @@ class StartConfig:
     stay: bool
     fresh: bool
     takeover: bool
+    accept_rollback: bool
     on_sigterm: str
     dashboard: str
     dashboard_refresh: float

@@ -23,7 +23,8 @@ class Progress:
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream if stream is not None else sys.stderr
-        self._live = self._stream.isatty() and os.environ.get("TERM") != "dumb"
+        #: The line is rewritten in place, so that nobody else may write to the terminal.
+        self.live = self._stream.isatty() and os.environ.get("TERM") != "dumb"
         self._shown_at = float("-inf")
         self._tenth = -1
         self._state = ""
@@ -39,7 +40,7 @@ class Progress:
         ended = tasks.succeeded + tasks.failed + tasks.canceled
         tenth = 10 * ended // tasks.total if tasks.total else 0
         news = (tenth, census.state) != (self._tenth, self._state)
-        if self._live:
+        if self.live:
             self._shown_at = now
             self._rewrite(line(census))
         elif news or now - self._shown_at >= REPEAT_S:
@@ -95,6 +96,14 @@ def line(census: Census) -> str:
     return ", ".join(parts)
 
 
+def greeting(session: str, log: str) -> str:
+    """What a person at a terminal needs to know while it runs."""
+    return (
+        f"Session {session}. From another terminal: jobflowctl -s {session} status\n"
+        f"Ctrl-C ends the run gracefully. The log is {log}"
+    )
+
+
 def summary(census: Census, code: int, log: str, *, ran: int) -> str:
     """What the run came to, and what to type next. `ran`: tasks that ended in this start."""
     tasks = census.tasks
@@ -130,6 +139,7 @@ def duration(seconds: float) -> str:
 
 def _columns() -> int:
     try:
-        return os.get_terminal_size(sys.stderr.fileno()).columns
+        # Some terminals do not know their width and say 0.
+        return os.get_terminal_size(sys.stderr.fileno()).columns or 80
     except (OSError, ValueError):
         return 80

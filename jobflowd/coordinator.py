@@ -205,13 +205,17 @@ class Coordinator:
         book = self.book
         worker = book.workers.get(event.worker_id)
         message = event.message
+        known_as = worker.launch_id if worker is not None else None
+        if worker is not None and not reports.is_proven(book, event.peer, known_as):
+            reports.on_foreign_key(book, worker, event.peer)
+            return
         if event.spooled:
             if worker is not None and isinstance(message, TaskFinished | TaskFailed | TaskReturned):
                 outcomes.on_outcome(book, worker, event.counter, message)
             return
         if isinstance(message, Register):
             was = worker is not None and worker.registered
-            reports.on_register(book, event.worker_id, event.transport, message)
+            reports.on_register(book, event.worker_id, event.transport, message, event.peer)
             if not was and event.worker_id in book.workers:
                 self.launching.on_registered()
             return

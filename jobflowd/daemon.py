@@ -21,18 +21,20 @@ from jobflow_worker.reactor import Reactor
 from jobflow_worker.sessionfiles import Beacon, write_beacon
 from jobflowd import console, detach, logs, notify, views
 from jobflowd import events as ev
-from jobflowd.admin import AdminServer
+from jobflowd.admin import AdminServer, Request
 from jobflowd.api import socket_paths
 from jobflowd.census import Census
 from jobflowd.config import StartConfig
 from jobflowd.coordinator import Coordinator
 from jobflowd.dbfile import DiskFull, StoreBroken
+from jobflowd.effects import Submit
 from jobflowd.generate import GeneratorProcess
+from jobflowd.model import LAUNCH_OVER, Changes
 from jobflowd.opening import make_settings, open_desk, open_transports
 from jobflowd.performer import Performer
 from jobflowd.reading import Reader
 from jobflowd.recovery import Recovery
-from jobflowd.sessiondir import Session, open_session
+from jobflowd.sessiondir import Session, SessionError, lost_epoch, open_session
 from jobflowd.sources import Sources
 from jobflowd.store import Store
 from jobflowd.telemetry import FilePublisher
@@ -54,20 +56,22 @@ def run(config: StartConfig) -> int:
     session = open_session(config, say=_say_waiting)
     with ExitStack() as stack:
         stack.callback(session.close)
-        background = detach.detached()
+        progress = None if detach.detached() else console.Progress()
         log_files = logs.start(
             session.log_path,
             level=config.log_level,
             form=config.log_format,
-            console=not background,
+            console=progress is not None,
+            say=progress.say if progress is not None and progress.live else None,
         )
         stack.callback(log_files.close)
         try:
-            daemon = Daemon(session, umask, stack, log_files, background=background)
+            daemon = Daemon(session, umask, stack, log_files, progress)
             return daemon.loop()
-        except StoreBroken as error:
-            # No clean end: SQLite would let a later write succeed on pages that were never stored.
-            _log.error("store_broken", text=str(error))
+        except (StoreBroken, SessionError) as error:
+            # No clean end: SQLite would let a later write succeed on pages that were never stored,
+            # and a database that is another daemon's by now is not ours to check in.
+            _log.error("stopped_at_once", text=str(error))
             detach.announce_failure(str(error), error.exit_code)
             sys.stderr.write(f"jobflowd: error: {error}\n")
             sys.stderr.flush()
@@ -92,13 +96,12 @@ class Daemon:
         umask: int,
         stack: ExitStack,
         log_files: logs.Logging,
-        *,
-        background: bool,
+        progress: console.Progress | None,
     ) -> None:
         self._session = session
         self._config = session.config
         self._log_files = log_files
-        self._progress = None if background else console.Progress()
+        self._progress = progress
         self._hash = session.program_hash
         self._pending: list[ev.Event] = [ev.ProgramChanged(self._hash)]
         self._signals = 0
@@ -119,6 +122,10 @@ class Daemon:
         store = self._store = Store(session.db_path)
         stack.callback(store.close)
         store.open()
+        ahead = lost_epoch(session, int(store.load().meta.get("epoch", 0)))
+        if ahead is not None:
+            # Workers heed nobody of an earlier epoch than the one they know.
+            store.commit(Changes(meta={"epoch": ahead}))
         plain = config.recovery == "requeue"
         snapshot = store.begin_epoch("requeue" if plain else "adopt", wall=time.time())
         self._settings = settings = make_settings(session, store, snapshot.meta)
@@ -127,21 +134,32 @@ class Daemon:
         admin = AdminServer(*socket_paths(session.paths.root))
         stack.callback(admin.close)
         admin.open()
-        transports = open_transports(session, store, settings, snapshot.meta)
-        self._endpoints = transports.endpoints
+        transports = open_transports(
+            session, store, settings, snapshot.meta, [one.launch_id for one in snapshot.launches]
+        )
+        self._endpoints, self._keys = transports.endpoints, transports.keys
+        for warning in transports.warnings:
+            _log.warning("transport", text=warning)
         desk = open_desk(session, umask, settings.launch_prefix)
         generator = GeneratorProcess(session.paths.root, umask=umask)
         self._sources = Sources(store, admin, transports, desk, generator, self._note_program)
         stack.callback(self._sources.close)
         self._performer = Performer(
-            store, transports.carriers(), admin, desk, self._sources.stop_generator
+            store,
+            transports.carriers(),
+            admin,
+            desk,
+            self._sources.stop_generator,
+            transports.keys,
         )
         self._admin = admin
-        self._reader = Reader(store, admin)
+        self._reader = Reader(store, admin, transports.warnings)
         self._recovery = Recovery(store, settings, session.paths.root)
         self._telemetry = self._open_telemetry()
         generator.start()
         self._put_beacon("open")
+        if self._progress is not None and self._progress.live:
+            self._progress.say(console.greeting(session.name, str(session.log_path)))
         _log.info(
             "started",
             session=session.name,
@@ -190,7 +208,7 @@ class Daemon:
         if events or due:
             self._turn(events)
         for request in reads:
-            self._reader.answer(request, self._coordinator, self._census)
+            self._answer(request)
         self._keep_house(now)
         if self._coordinator.finished is not None and self._exit_code is None:
             self._exit_code = self._coordinator.finished
@@ -200,7 +218,7 @@ class Daemon:
             self._beacon_at,
             self._owner_at,
             self._sources.next_deadline(now),
-            self._coordinator.next_deadline(),
+            None if self._recovery.degraded else self._coordinator.next_deadline(),
             self._recovery.retry_at,
             self._telemetry.next_at if self._telemetry is not None else None,
             self._watchdog_at if self._watchdog_s is not None else None,
@@ -218,16 +236,18 @@ class Daemon:
         try:
             facts = self._store.lookup(coordinator.questions(now, events))
             turn = coordinator.turn(now, time.time(), events, facts)
-        except (StoreBroken, DiskFull):
+        except StoreBroken:
             raise
+        except DiskFull as error:
+            self._degrade(events, error)
+            return
         except Exception as error:
             self._survive(events, error)
             return
         try:
             self._store.commit(turn.changes)
         except DiskFull as error:
-            _log.error("disk_full", text=str(error))
-            self._recovery.degrade(events, str(error))
+            self._degrade(events, error)
             return
         for story in turn.changes.stories:
             _log.write(
@@ -238,8 +258,29 @@ class Daemon:
                 launch=story.launch_id,
                 text=story.text,
             )
+        if any(isinstance(effect, Submit) for effect in turn.effects):
+            # A session that was taken over must not grow workers here.
+            self._session.refresh_owner()
         self._pending += self._performer.perform(turn.effects)
+        self._withdraw_keys(turn.changes)
         self._sources.done_with_spools()
+
+    def _answer(self, request: Request) -> None:
+        """A reading request; a question never ends a daemon, unless the disk has failed."""
+        try:
+            self._reader.answer(request, self._coordinator, self._census)
+        except StoreBroken:
+            raise
+        except Exception as error:
+            _log.exception("question_failed", cmd=request.cmd, args=request.args)
+            self._admin.refuse(request.ticket, "internal", f"{type(error).__name__}: {error}")
+
+    def _withdraw_keys(self, changes: Changes) -> None:
+        """Of launches that are over, durably; after the last messages to their workers."""
+        if self._keys is not None:
+            for launch in changes.launches.values():
+                if launch.state in LAUNCH_OVER:
+                    self._keys.revoke(launch.launch_id)
 
     # --- when a turn is not possible --------------------------------------------------------
 
@@ -260,9 +301,21 @@ class Daemon:
         self._epoch = coordinator.book.epoch
         self._put_beacon("open")
 
+    def _degrade(self, events: Sequence[ev.Event], error: DiskFull) -> None:
+        """There is no room for what these events bring."""
+        _log.error("disk_full", text=str(error))
+        self._recovery.degrade(events, str(error))
+        # A list of a million inputs would otherwise pile up in memory.
+        self._sources.pause_generator(True)
+        self._answer_degraded(events)
+
     def _stay_degraded(self, events: Sequence[ev.Event]) -> None:
-        """Workers are answered, with nothing acknowledged; changing requests are refused."""
+        """Nothing is decided; what nobody repeats is kept."""
         self._recovery.keep(events)
+        self._answer_degraded(events)
+
+    def _answer_degraded(self, events: Sequence[ev.Event]) -> None:
+        """Workers are answered, with nothing acknowledged; changing requests are refused."""
         self._performer.perform(self._recovery.bare_answers(events, self._epoch))
         for event in events:
             if isinstance(event, ev.Asked):
@@ -278,6 +331,7 @@ class Daemon:
         if found is not None:
             coordinator, events = found
             _log.info("disk_works_again", events=len(events))
+            self._sources.pause_generator(False)
             self._restart(coordinator)
             self._pending += events
 
@@ -361,7 +415,13 @@ class Daemon:
         self._beacon_n += 1
         self._beacon_at = time.monotonic() + heartbeat_s
         beacon = Beacon(
-            self._epoch, state, self._endpoints, None, self._hash, heartbeat_s, self._beacon_n
+            epoch=self._epoch,
+            state=state,
+            endpoints=self._endpoints,
+            server_public=self._keys.server_public if self._keys is not None else None,
+            program_hash=self._hash,
+            heartbeat_s=heartbeat_s,
+            n=self._beacon_n,
         )
         try:
             write_beacon(self._session.paths.beacon, beacon)
@@ -377,6 +437,8 @@ class Daemon:
         self._put_beacon("detached" if detached else "closed")
         if not detached:
             self._end_launches()
+            if self._keys is not None:
+                self._keys.withdraw()
         census = self._census()
         counts = console.counts(census)
         state = "detached" if detached else END_WORDS.get(code, "broken")

@@ -15,8 +15,9 @@ from jobflowd.model import Definition, LaunchState
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """A valid message of a worker. `peer` is the transport's proof of identity (a public key) or
-    None; `spooled`: found in a spool file, its worker may be gone."""
+    """A valid message of a worker. `peer` is what its connection proved: the launch whose key it
+    holds, HAND, or None for nothing (plaintext, mailboxes). `spooled`: found in a spool file, its
+    worker may be gone."""
 
     worker_id: str
     counter: int

@@ -268,6 +268,14 @@ _BUILTIN: Final = (
         flag_only=True,
     ),
     S(
+        "accept_rollback",
+        "switch",
+        False,
+        "Go on with a database that is older than what workers have seen: a restored backup.",
+        LIFE,
+        flag_only=True,
+    ),
+    S(
         "on_sigterm",
         "choice",
         "shutdown",

@@ -188,9 +188,10 @@ class GeneratorProcess:
 
     def pause(self) -> None:
         """Stop reading: the child blocks when the pipe is full."""
-        if not self._paused:
-            for fd in self._fds():
-                self._epoll.unregister(fd)
+        if self._paused or self._ended:
+            return
+        for fd in self._fds():
+            self._epoll.unregister(fd)
         self._paused = True
 
     def resume(self) -> None:

@@ -26,7 +26,6 @@ from pathlib import Path
 import zmq
 
 from jobflow_worker.keyfile import (
-    HAND,
     DamagedKeyError,
     KeyFile,
     ServerKeyFile,
@@ -35,6 +34,7 @@ from jobflow_worker.keyfile import (
     read_server_key,
     server_key_path,
 )
+from jobflow_worker.messages import HAND
 from jobflow_worker.sessionfiles import SessionPaths, write_private
 from jobflowd.zap import DOMAIN
 from jobflowd.zmqserver import CurveServer

@@ -145,10 +145,7 @@ class Launching:
         for launch_id in plan.cancel:
             self._cancel(book.launches[launch_id])
         for worker_id in plan.drain:
-            worker = book.workers[worker_id]
-            worker.state = WorkerState.DRAINING
-            outbound.shut_down(book, worker, "scale", now=False)
-            book.touch_worker(worker)
+            outbound.shut_down(book, book.workers[worker_id], "scale", now=False)
         again = [at for at in (plan.again_at, self.breaker.next_at(book.now)) if at is not None]
         if again:
             book.deadlines.set("plan", min(again))

@@ -316,6 +316,21 @@ class Stderr(logging.Handler):
             return
 
 
+class Say(logging.Handler):
+    """Lines by way of a function that knows what else is on the terminal."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        super().__init__()
+        self._say = say
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._say(self.format(record))
+        except Exception:
+            # As for `Stderr`: the log file has the line or has counted it.
+            return
+
+
 def under_systemd(environ: Mapping[str, str] | None = None) -> bool:
     """Whether stderr goes to the journal, checked by the device and inode that systemd names."""
     stream = (os.environ if environ is None else environ).get("JOURNAL_STREAM", "")
@@ -348,9 +363,17 @@ class Logging:
             handler.close()
 
 
-def start(path: Path, *, level: str, form: str, console: bool = True) -> Logging:
+def start(
+    path: Path,
+    *,
+    level: str,
+    form: str,
+    console: bool = True,
+    say: Callable[[str], None] | None = None,
+) -> Logging:
     """Log to `path` (`form`: "text" or "json") and, with `console`, to stderr from INFO up.
 
+    With `say`, a terminal shows how the run goes by other means: it gets warnings and worse only.
     Without `console` the process is in the background and its stdout and stderr follow the file.
     Raises `OSError` if the file cannot be opened.
     """
@@ -363,7 +386,12 @@ def start(path: Path, *, level: str, form: str, console: bool = True) -> Logging
     file.setFormatter(JsonForm() if form == "json" else TextForm())
     file.open()
     handlers: list[logging.Handler] = [file]
-    if console:
+    if console and say is not None:
+        terminal = Say(say)
+        terminal.setLevel(logging.WARNING)
+        terminal.setFormatter(ConsoleForm())
+        handlers.append(terminal)
+    elif console:
         stderr = Stderr()
         stderr.setLevel(max(logging.INFO, logger.level))
         stderr.setFormatter(JournalForm() if under_systemd() else ConsoleForm())

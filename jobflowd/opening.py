@@ -6,16 +6,19 @@ Opening only: nothing here runs again while the daemon serves.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import psutil
 
 from jobflow_worker.program import describe
+from jobflowd import guard
 from jobflowd.batchdesk import BatchDesk
 from jobflowd.batchopening import open_batch_desk
 from jobflowd.book import Settings
 from jobflowd.config import BATCH_LAUNCHERS, StartConfig, terms
+from jobflowd.keys import KeyRing
 from jobflowd.mailboxes import MailboxClient
 from jobflowd.model import Changes
 from jobflowd.performer import Carrier
@@ -31,11 +34,14 @@ LOCAL_POLL_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Transports:
-    """Both transports, bound and started; `zmq` is None in `--mode fs`."""
+    """Both transports, bound and started; `zmq` is None in `--mode fs`. `keys` is None where no
+    TCP is served, or in the clear; `warnings` are for the log and for `status`."""
 
     zmq: ZmqServer | None
     mail: MailboxClient
     endpoints: tuple[str, ...]
+    keys: KeyRing | None = None
+    warnings: tuple[str, ...] = ()
 
     def carriers(self) -> dict[str, Carrier]:
         """Their sending sides, by the names that workers register with."""
@@ -87,20 +93,39 @@ def _term(config: StartConfig, kind: str, network_fs: bool) -> tuple[float, floa
 
 
 def open_transports(
-    session: Session, store: Store, settings: Settings, meta: dict[str, Any]
+    session: Session,
+    store: Store,
+    settings: Settings,
+    meta: dict[str, Any],
+    launches: Iterable[str],
 ) -> Transports:
     """Bind and start what the mode asks for. The port of before is kept if it is free.
 
-    Mailboxes are served in every mode: any worker may leave its outbox in the spool.
+    Mailboxes are served in every mode: any worker may leave its outbox in the spool. The keys of
+    `launches`, which are not over, are known before anybody can connect, so that survivors of a
+    restart are let in at once. Raises `GuardError`, `KeyFileError`, `BindError` and OSError.
     """
     config = session.config
     mail = MailboxClient(session.paths, settings.terms["fs"][0])
     server: ZmqServer | None = None
     endpoints: tuple[str, ...] = ()
+    keys: KeyRing | None = None
+    warnings: tuple[str, ...] = ()
     if config.mode in ("zmq", "auto"):
-        server = ZmqServer(config.bind_host, config.port or int(meta.get("port", 0)))
+        port = config.port or int(meta.get("port", 0))
+        if config.insecure_plaintext:
+            warnings = (guard.PLAINTEXT_WARNING,)
+            server = ZmqServer(config.bind_host, port)
+        else:
+            guard.check_library()
+            keys = KeyRing(session.paths, session.name)
+            keys.open(launches, fresh=not session.resumed)
+            warnings = tuple(keys.notes)
+            server = ZmqServer(config.bind_host, port, keys.curve(), holder_of=keys.holder_of)
         try:
             server.bind()
+            if keys is not None:
+                guard.prove_closed(server, keys.curve().public, own_hosts(config.bind_host)[-1])
         except BaseException:
             server.close()
             raise
@@ -108,7 +133,7 @@ def open_transports(
         hosts = [config.manager_host] if config.manager_host else own_hosts(config.bind_host)
         endpoints = tuple(server.endpoints(hosts))
     mail.start()
-    return Transports(server, mail, endpoints)
+    return Transports(server, mail, endpoints, keys, warnings)
 
 
 def open_desk(session: Session, umask: int, prefix: str) -> LocalDesk | BatchDesk | None:

@@ -70,7 +70,6 @@ def _scale(book: Book, launching: Launching, args: Body) -> Body | Error:
         ]
         surplus.sort(key=lambda one: (len(one.attempts) > 0, -one.row))
         for worker in surplus[: max(0, len(surplus) - wanted)]:
-            worker.state = WorkerState.DRAINING
             outbound.shut_down(book, worker, "scale", now=True)
     launching.step(changed=True)
     book.story("scaled", f"from {before} to {wanted} workers")
@@ -116,9 +115,7 @@ def _drain(book: Book, _: Launching, args: Body) -> Body | Error:
             f"No worker {args['worker']} is connected.",
             "List the workers with: jobflowctl workers",
         )
-    worker.state = WorkerState.DRAINING
     outbound.shut_down(book, worker, "drain", now=False)
-    book.touch_worker(worker)
     return {
         "message": f"{worker.worker_id} leaves after its {len(worker.attempts)} attempts.",
         "worker_id": worker.worker_id,
@@ -190,6 +187,8 @@ def _retry(book: Book, _: Launching, args: Body) -> Body:
         else:
             unchanged.append(task_id)
     text = f"{len(queued)} tasks queued again"
+    if queued and book.finishing is not None:
+        text += " for the next start, since this run is ending"
     if unchanged:
         text += f", {len(unchanged)} had not failed"
     if unknown:

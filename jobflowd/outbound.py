@@ -15,7 +15,7 @@ from jobflow_worker import limits
 from jobflow_worker.messages import Ack, Cancel, FromManager, Held, Shutdown, Verdict, Welcome
 from jobflowd.book import Book
 from jobflowd.effects import Deliver, Delivery, Post
-from jobflowd.model import Attempting, Worker
+from jobflowd.model import Attempting, Worker, WorkerState
 
 #: Spec bytes in one Deliver; a frame must hold it together with the rest of the post.
 DELIVER_BYTES_MAX = limits.FRAME_BYTES_SPLIT
@@ -40,6 +40,9 @@ def shut_down(book: Book, worker: Worker, reason: str, *, now: bool) -> None:
     worker.shutdown = reason
     worker.shutdown_now = now
     worker.line.shutdown_seq = next_seq(worker)
+    if worker.state is WorkerState.ONLINE:
+        worker.state = WorkerState.DRAINING
+        book.touch_worker(worker)
     book.dirty[worker.worker_id] = worker
 
 

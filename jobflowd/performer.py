@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from jobflow_worker.messages import MANAGER, Assign, Assignment, Envelope
+from jobflow_worker.sessionfiles import SessionFileError
 from jobflowd.admin import AdminServer
 from jobflowd.batchdesk import BatchDesk
 from jobflowd.effects import (
@@ -24,7 +25,8 @@ from jobflowd.effects import (
     StopGenerator,
     Submit,
 )
-from jobflowd.events import Event, QueryAnswered
+from jobflowd.events import Event, QueryAnswered, SubmitFailed
+from jobflowd.keys import KeyRing
 from jobflowd.processes import LocalDesk
 from jobflowd.store import Store
 
@@ -47,12 +49,14 @@ class Performer:
         admin: AdminServer,
         desk: LocalDesk | BatchDesk | None,
         stop_generator: Callable[[], None],
+        keys: KeyRing | None = None,
     ) -> None:
         self._store = store
         self._carriers = carriers
         self._admin = admin
         self._desk = desk
         self._stop_generator = stop_generator
+        self._keys = keys
         self._counter = 0
 
     def perform(self, effects: Sequence[Effect]) -> list[Event]:
@@ -107,6 +111,8 @@ class Performer:
             return []
         match effect:
             case Submit(launch_id, exclude):
+                if (refusal := self._make_key(launch_id)) is not None:
+                    return [refusal]
                 answer = desk.submit(launch_id, exclude)
                 return [] if answer is None else [answer]
             case CancelLaunch(launch_id, batch_job_id, now):
@@ -116,6 +122,15 @@ class Performer:
                 seen = desk.query(launches)
                 # A batch system answers later; the process table at once.
                 return [] if seen is None else [*seen, QueryAnswered()]
+
+    def _make_key(self, launch_id: str) -> SubmitFailed | None:
+        """The launch's key is on disk before anything that needs it starts."""
+        try:
+            if self._keys is not None:
+                self._keys.ensure_launch_key(launch_id)
+        except (OSError, SessionFileError) as error:
+            return SubmitFailed(launch_id, f"its key file cannot be made: {error}")
+        return None
 
 
 def _filled(deliver: Deliver, specs: dict[int, bytes]) -> Assign:

@@ -31,7 +31,9 @@ TRACEBACKS_MAX = 10
 class Reader:
     """Everything that only looks."""
 
-    def __init__(self, store: Store, admin: AdminServer) -> None:
+    def __init__(self, store: Store, admin: AdminServer, warnings: tuple[str, ...] = ()) -> None:
+        """`warnings` are those of the start: they stay true as long as this process lives."""
+        self._warnings = warnings
         self._store = store
         self._admin = admin
         self._process = psutil.Process()
@@ -83,7 +85,7 @@ class Reader:
             cpu_s=times.user + times.system,
             rss_bytes=self._process.memory_info().rss,
             db_bytes=self._store.size_bytes(),
-            warnings=(trouble,) if trouble else (),
+            warnings=(*self._warnings, trouble) if trouble else self._warnings,
         )
 
     def _tasks(self, ticket: int, args: Body, census: Census) -> None:

@@ -59,7 +59,7 @@ class Recovery:
         self.keep(events)
 
     def keep(self, events: Sequence[ev.Event]) -> None:
-        """Keep what nobody repeats."""
+        """Keep what nobody repeats: workers that spooled their outcomes are gone."""
         lasting = (
             ev.Generated,
             ev.GenerationEnded,
@@ -68,7 +68,11 @@ class Recovery:
             ev.StopAsked,
             ev.ProgramChanged,
         )
-        self._kept.extend(one for one in events if isinstance(one, lasting))
+        self._kept.extend(
+            one
+            for one in events
+            if isinstance(one, lasting) or (isinstance(one, ev.Heard) and one.spooled)
+        )
 
     def bare_answers(self, events: Sequence[ev.Event], epoch: int) -> list[Effect]:
         """Workers must not think that their manager is gone; nothing is acknowledged."""

@@ -7,7 +7,7 @@ and every difference is repaired here. So any lost message costs at most one hea
 from __future__ import annotations
 
 from jobflow_worker import limits
-from jobflow_worker.messages import Held, Register, Reject, Report
+from jobflow_worker.messages import HAND, Held, Register, Reject, Report
 from jobflowd import outbound, outcomes
 from jobflowd.book import Book
 from jobflowd.effects import CancelLaunch, Forget, Post
@@ -20,9 +20,28 @@ from jobflowd.model import (
 )
 
 
-def on_register(book: Book, worker_id: str, transport: str, message: Register) -> None:
+def is_proven(book: Book, peer: str | None, launch_id: str | None) -> bool:
+    """May the holder of this key speak for a worker of this launch? A transport without keys
+    proves nothing and is believed; the key for workers by hand is good for no launch of ours."""
+    return peer in (None, launch_id) or (peer == HAND and launch_id not in book.launches)
+
+
+def on_foreign_key(book: Book, worker: Worker, peer: str | None) -> None:
+    """Somebody with another launch's key uses this worker's name: nothing of it counts."""
+    book.story(
+        "foreign_key",
+        f"a client with the key of {peer} spoke in this worker's name and was not heard",
+        worker=worker.worker_id,
+        launch=worker.launch_id,
+        level="warning",
+    )
+
+
+def on_register(
+    book: Book, worker_id: str, transport: str, message: Register, peer: str | None = None
+) -> None:
     """A worker introduces itself; repeated or after a restart of either side, too."""
-    refusal = _refusal(book, message)
+    refusal = _refusal(book, message, peer)
     if refusal is not None:
         code, sentence = refusal
         book.story("rejected", sentence, worker=worker_id, launch=message.launch_id)
@@ -74,12 +93,17 @@ def on_register(book: Book, worker_id: str, transport: str, message: Register) -
             outbound.cancel(book, worker, held, "unwanted")
     if worker.program_hash != book.program_hash and book.program_hash:
         outbound.shut_down(book, worker, "program", now=False)
-        worker.state = WorkerState.DRAINING
     if book.finishing is not None:
         outbound.shut_down(book, worker, book.finishing, now=book.finishing_now)
 
 
-def _refusal(book: Book, message: Register) -> tuple[str, str] | None:
+def _refusal(book: Book, message: Register, peer: str | None) -> tuple[str, str] | None:
+    if not is_proven(book, peer, message.launch_id):
+        return (
+            "launch",
+            f"This worker names the launch {message.launch_id} and has the key of {peer}. Start "
+            "it with its own launch's key file, or without a launch id.",
+        )
     if message.protocol_max < limits.PROTOCOL_MIN or message.protocol_min > limits.PROTOCOL_MAX:
         return (
             "version",
@@ -104,7 +128,6 @@ def _bring_launch(book: Book, worker: Worker) -> None:
         return
     if launch.state is LaunchState.CANCELED or launch.cancel_asked:
         outbound.shut_down(book, worker, "scale", now=False)
-        worker.state = WorkerState.DRAINING
     launch.worker = worker.row
     launch.registered = True
     launch.ended_at = None
@@ -265,9 +288,7 @@ def lose(book: Book, worker: Worker, cause: str) -> None:
     charge = worker.line.gone_charge and worker.shutdown is None and not worker.leaving
     outcomes.give_up(book, worker, cause, charge=charge)
     level = "warning" if worker.line.gone_charge else "info"
-    book.story(
-        "worker_lost", cause, worker=worker.worker_id, launch=worker.launch_id, level=level
-    )
+    book.story("worker_lost", cause, worker=worker.worker_id, launch=worker.launch_id, level=level)
     launch = book.launches.get(worker.launch_id or "")
     if launch is not None and launch.state is LaunchState.ONLINE:
         # Its place is refilled; what is left of it is taken away.

@@ -33,6 +33,7 @@ from jobflow_worker.sessionfiles import (
     SessionPaths,
     SessionRecord,
     make_private_dir,
+    read_beacon,
     write_private,
 )
 from jobflowd import config as configuration
@@ -52,7 +53,14 @@ from jobflowd.sessionplace import (
 )
 from jobflowd.settings import SESSION_ID
 
-__all__ = ["Session", "SessionError", "default_name", "ended_file", "open_session"]
+__all__ = [
+    "Session",
+    "SessionError",
+    "default_name",
+    "ended_file",
+    "lost_epoch",
+    "open_session",
+]
 
 EXIT_USAGE: Final = 2
 
@@ -139,6 +147,27 @@ def open_session(
         return _enter(plan, say)
     except OSError as error:
         raise worded(error, plan.paths.root) from None
+
+
+def lost_epoch(session: Session, epoch: int) -> int | None:
+    """The epoch to go on from if the database, at `epoch`, is behind what workers have seen.
+
+    Every start of a daemon is an epoch, stored before its beacon is written, so a beacon that is
+    ahead proves that the database was put back or lost: what it had acknowledged since may be
+    gone. Raises `SessionError` (78) then, unless that was allowed (RELIABILITY X8).
+    """
+    seen = read_beacon(session.paths.beacon)
+    if seen is None or seen.epoch <= epoch:
+        return None
+    if not session.config.accept_rollback:
+        state = f"is of start {epoch}" if epoch else "is new"
+        raise SessionError(
+            f"the database {session.db_path} {state}, but this session was started {seen.epoch} "
+            "times: it is an older copy, or not the one. Results since then are not in it. Put "
+            "the newest database back, or go on from this one with --accept-rollback",
+            EXIT_CONFLICT,
+        )
+    return seen.epoch
 
 
 # --- judging, without a trace -----------------------------------------------------------------

@@ -60,7 +60,7 @@ class Sources:
         interest: dict[Any, int] = {}
         interest.update(self._admin.interest())
         if self._transports.zmq is not None:
-            interest[self._transports.zmq.socket] = zmq.POLLIN
+            interest.update(dict.fromkeys(self._transports.zmq.sockets(), zmq.POLLIN))
         interest[self._transports.mail.fileno()] = zmq.POLLIN
         if self._desk is not None:
             interest[self._desk.wake_fd()] = zmq.POLLIN
@@ -125,6 +125,14 @@ class Sources:
             events += generator.receive(BATCHES_PER_PASS)
             if generator.pid is None:
                 self.stop_generator()
+
+    def pause_generator(self, paused: bool) -> None:
+        """Take no definitions while they cannot be stored: the pipe makes the program wait."""
+        if self._generator is not None:
+            if paused:
+                self._generator.pause()
+            else:
+                self._generator.resume()
 
     def stop_generator(self) -> None:
         """Its definitions are all here, or are no use. Idempotent."""

@@ -35,6 +35,7 @@ PURE = frozenset(
         "outbound",
         "outcomes",
         "pool",
+        "quarantine",
         "reports",
         "schedule",
         "window",

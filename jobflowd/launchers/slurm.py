@@ -5,8 +5,8 @@ Rules
 * An answer of squeue is good only if its header line is there and every job line ends with our
   mark: a banner is skipped, a cut line is noticed, and silence is no evidence.
 * State words that are not in the table are STALE: unresolved, and asked about again.
-* Text after "#SBATCH " is escaped by backslashes, which sbatch removes; `%` is doubled in the
-  output's path, where it stands for patterns.
+* Values after "#SBATCH " are in double quotes where they need it; `%` is doubled in the output's
+  path, where it stands for patterns.
 """
 
 from __future__ import annotations
@@ -138,6 +138,8 @@ class Slurm:
         found += jobtext.owned_problems(ctx.args, _OWNED, _SHORT, "--slurm-arg")
         if any(arg.strip() == ":" for arg in ctx.args):
             found.append("--slurm-arg ':' would make a heterogeneous job; a worker is one job")
+        if "\\" in ctx.output_path:
+            found.append(f"the path {ctx.output_path!r:.120} has a backslash, which sbatch drops")
         return found
 
     def script(self, ctx: LaunchContext) -> str:
@@ -243,7 +245,7 @@ def _directives(ctx: LaunchContext) -> list[str]:
     if ctx.exclude_hosts:
         given["exclude"] = ",".join(ctx.exclude_hosts)
     lines = [
-        f"--{name}={_escaped(value)}"
+        f"--{name}={_quoted(value)}"
         for name, value in sorted(given.items())
         if name not in ctx.skip
     ]
@@ -251,13 +253,16 @@ def _directives(ctx: LaunchContext) -> list[str]:
         lines.append("--no-requeue")
     for arg in ctx.args:
         name, space, value = arg.strip().partition(" ")
-        lines.append(_escaped(name) + (f" {_escaped(value.strip())}" if space else ""))
+        lines.append(_quoted(name) + (f" {_quoted(value.strip())}" if space else ""))
     return lines
 
 
-def _escaped(text: str) -> str:
+def _quoted(text: str) -> str:
     """For a directive line, where sbatch reads quotes, backslashes, blanks and `#` itself."""
-    return re.sub(r"""([\s"'\\#])""", r"\\\1", text)
+    if re.fullmatch(r"[^\s\"'\\#]+", text):
+        return text
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
 
 
 def _job(job_id: str, word: str, reason: str, name: str, left: str) -> JobSeen:

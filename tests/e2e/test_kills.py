@@ -144,13 +144,13 @@ def test_many_kills_in_a_row(world: World) -> None:
 
 def test_workers_leave_when_their_manager_never_comes_back(world: World) -> None:
     minutes = ("--worker-manager-timeout-minutes", "0.1")
-    daemon = world.start("--workers", "2", *minutes, n=2, spec=WAIT)
-    world.until_running(2)
+    daemon = world.start("--workers", "1", *minutes, n=2, spec=WAIT)
+    world.until_running(1)
     pids = [one["pid"] for one in world.workers()]
     kill(daemon.process.pid)
     daemon.process.wait()
     world.open_gate()
-    world.until(lambda: not any(is_alive(pid) for pid in pids), "the workers to leave")
+    world.until(lambda: not any(is_alive(pid) for pid in pids), "the workers to leave", 40)
     assert list((world.root / "spool").iterdir())
     world.ended(world.again(), 0)
     assert set(world.started().values()) == {1}

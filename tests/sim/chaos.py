@@ -103,6 +103,8 @@ class Chaos:
             case "retry":
                 sim.checks.retried[task_id] = None
                 sim.checks.allow_retry[task_id] = None
+                # If the run is ending already, this is for the next one.
+                sim.stop_asked = True
                 sim.ask("retry", task_ids=[task_id])
             case "drain":
                 worker = self._any_worker()

@@ -56,6 +56,7 @@ class SimManager:
         self.incarnation = 0
         self.up = False
         self.frozen_until = 0.0
+        self.frozen_since = -1.0
         self.listening_since = 0.0
         self.coordinator: Coordinator
         self.exit_code: int | None = None
@@ -136,11 +137,14 @@ class SimManager:
         """SIGSTOP, suspend, or a file system that hangs."""
         if self.up and not self.frozen:
             self.frozen_until = self.world.now + seconds
+            self.frozen_since = self.world.now
             self.world.at(seconds, self.thaw, self.incarnation, self.world.now)
 
     def thaw(self, life: int, since: float) -> None:
         """It goes on; a pause of more than two heartbeats is one that it must notice."""
-        if self.up and life == self.incarnation and self.world.now >= self.frozen_until:
+        mine = life == self.incarnation and since == self.frozen_since >= 0.0
+        if self.up and mine and self.world.now >= self.frozen_until:
+            self.frozen_since = -1.0
             if self.world.now - since > 2 * self.settings.heartbeat_s:
                 self.listening_since = self.world.now
             self._wake_at = float("inf")

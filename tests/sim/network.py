@@ -107,7 +107,7 @@ class Mailboxes:
         box.version = newest
         while box.coming and box.coming[0][1] <= newest:
             box.coming.popleft()
-        return box.version, box.content
+        return (box.version, box.content) if box.version else None
 
     def remove(self, worker_id: str) -> None:
         """The manager cleans up."""

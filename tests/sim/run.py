@@ -239,7 +239,8 @@ class Simulation:
         self.manager.full_until = 0.0
         if self.manager.up:
             self.manager.frozen_until = min(self.manager.frozen_until, self.world.now + 0.1)
-            self.world.at(0.1, self.manager.thaw, self.manager.incarnation, self.world.now)
+            since = self.manager.frozen_since
+            self.world.at(0.1, self.manager.thaw, self.manager.incarnation, since)
         for worker in self.cluster.alive:
             worker.thaw()
         if self.profile.kind == "swarm":
