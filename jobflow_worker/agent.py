@@ -28,9 +28,9 @@ from jobflow_worker.messages import WORKER, Envelope, FromManager
 from jobflow_worker.outbox import Outgoing
 from jobflow_worker.program import ProgramRef
 from jobflow_worker.reactor import Reactor
-from jobflow_worker.session import Session
+from jobflow_worker.session import JOB_SIGNALS, Session
 from jobflow_worker.sessionfiles import Beacon, SessionPaths, read_beacon
-from jobflow_worker.slotevents import Unstarted
+from jobflow_worker.slotevents import Settled, Unstarted
 from jobflow_worker.slots import ChildSetup, Slot, close_all
 from jobflow_worker.transport.auto import open_link
 from jobflow_worker.transport.base import Link
@@ -60,6 +60,8 @@ SIGNALS = {
     signal.SIGUSR1: "walltime",
     signal.SIGUSR2: "walltime",
 }
+#: How much later than its child an agent may get the signal that its whole job is sent.
+SHARED_FATE_S = 0.3
 #: How often the agent measures itself for its reports.
 MEASURE_S = 5.0
 #: A manager that refuses our key is asked after this often, through its beacon.
@@ -90,6 +92,12 @@ class Options:
     end_at: float | None = None
     keys: CurveKeys | None = None
     key_file: Path | None = None
+
+
+def _was_signalled(event: Event) -> bool:
+    return isinstance(event, Settled) and (
+        getattr(event.outcome, "exit_signal", None) in JOB_SIGNALS
+    )
 
 
 class Agent:
@@ -162,6 +170,8 @@ class Agent:
             due = slot.next_check(now)
             if due is not None and due <= now:
                 events.extend(slot.check(now))
+        if session.leaving is None and any(_was_signalled(event) for event in events):
+            events = [*self._own_signal(), *events]
         poll_at = link.next_poll(now)
         if any(one in ready for one in link.sockets()) or (poll_at is not None and poll_at <= now):
             events.extend(self._receive())
@@ -177,6 +187,15 @@ class Agent:
             if not more:
                 break
             events = more
+
+    def _own_signal(self) -> list[Event]:
+        """A child was ended by a signal that batch systems send to whole jobs: was ours sent, too?
+
+        It may come a moment after the child's, so it is waited for.
+        """
+        self._reactor.watch({})
+        self._reactor.wait(time.monotonic() + SHARED_FATE_S)
+        return [Leave(SIGNALS[signal.Signals(number)]) for number in self._reactor.signals()]
 
     def _time_left(self) -> float | None:
         end_at = self._options.end_at
@@ -269,7 +288,6 @@ class Agent:
         match effect:
             case Send(fresh):
                 assert self._link is not None
-                self._link.busy(time.monotonic())
                 self._link.send(self._sealed(fresh), self._everything)
             case Feed(slot, items):
                 self._slots[slot].feed(items)
@@ -339,7 +357,9 @@ class Agent:
 
     def _say(self, text: str) -> None:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        sys.stderr.write(f"{stamp} {text}\n")
+        # A peer's words may end here: they must not speak to the terminal, nor forge a line.
+        words = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+        sys.stderr.write(f"{stamp} {words}\n")
         sys.stderr.flush()
 
 

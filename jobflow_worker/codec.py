@@ -28,6 +28,22 @@ def _unpack(data: bytes, size_max: int) -> Any:
     """Decode untrusted bytes. Lengths are checked by msgpack before anything is allocated."""
     if len(data) > size_max:
         raise Malformed(f"{len(data)} bytes, more than {size_max}")
+    left = limits.CONTAINERS_PER_FRAME_MAX
+
+    def count(items: Any) -> Any:
+        # An empty map is one byte on the wire and seventy in memory.
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise Malformed(f"more than {limits.CONTAINERS_PER_FRAME_MAX} lists and maps")
+        return items
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        made: dict[str, Any] = dict(count(pairs))
+        if len(made) != len(pairs):
+            raise Malformed("a map has a key twice")
+        return made
+
     try:
         return msgpack.unpackb(
             data,
@@ -39,6 +55,8 @@ def _unpack(data: bytes, size_max: int) -> Any:
             max_bin_len=limits.MIB,
             max_ext_len=0,
             ext_hook=_no_extension,
+            list_hook=count,
+            object_pairs_hook=unique,
         )
     except Malformed:
         raise

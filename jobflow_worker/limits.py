@@ -19,6 +19,9 @@ FRAME_BYTES_MAX: Final = 4 * MIB
 FRAME_BYTES_SPLIT: Final = 1 * MIB
 #: Envelopes in one frame; a sender splits, a receiver refuses.
 ENVELOPES_PER_FRAME_MAX: Final = 256
+#: Lists and maps in one frame: a full frame of real messages has fewer, and a frame of nothing
+#: else would take seventy times its size in memory.
+CONTAINERS_PER_FRAME_MAX: Final = 200_000
 #: A mailbox file. A worker with a fuller outbox starts no new task.
 MAILBOX_BYTES_MAX: Final = 4 * MIB
 

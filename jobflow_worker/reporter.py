@@ -41,7 +41,9 @@ class Reporter:
 
     def on_ack(self, now: float, ack: Ack) -> None:
         """Learn from an answer."""
-        if ack.hb_seq == self.hb_seq > self.answered:
+        beat = self.latest is not None and isinstance(self.latest.message, Heartbeat)
+        # Nobody hurries to fetch the answer to a mere heartbeat, so its trip tells nothing.
+        if ack.hb_seq == self.hb_seq > self.answered and not beat:
             self.round_trip_s += TRIP_WEIGHT * (now - self.sent_at - self.round_trip_s)
         self.answered = max(self.answered, min(ack.hb_seq, self.hb_seq))
         if self._full is not None and ack.hb_seq >= self._full.hb_seq:

@@ -61,6 +61,9 @@ FLUSH_S = 0.005
 SETTLED_MAX = 2000
 #: A leaving worker waits this long for its last verdicts before it spools them.
 FAREWELL_S = 15.0
+#: Why a worker leaves when its whole batch job was signalled, and what reaches its tasks then.
+SHARED_FATES = ("preempted", "walltime")
+JOB_SIGNALS = ("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT", "SIGHUP", "SIGXCPU")
 #: A report because of a gap or a wish goes out at most this often while another is unanswered.
 RESEND_S = 1.0
 #: A task that runs for so long without a report is reported as running: the manager then knows
@@ -289,6 +292,10 @@ class Session:
         elif doom is not None and outcome.cause == "canceled":
             if doom != "canceled":
                 self._return(held, doom, started=True)
+            return
+        elif self.leaving in SHARED_FATES and outcome.exit_signal in JOB_SIGNALS:
+            # A batch system signals every process of the job: the task did not crash.
+            self._return(held, self.leaving, started=True)
             return
         self.outbox.add(outcome, self._now)
 

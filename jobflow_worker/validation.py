@@ -341,11 +341,16 @@ def _address(value: Any, name: str) -> tuple[str, str]:
     if type(value) is not dict or type(value.get("id")) is not str:
         raise Malformed(f"{name} is not an address")
     role, who = value.get("role"), value["id"]
-    if role not in _OTHER or len(who) > limits.WORD_CHARS_MAX:
+    if type(role) is not str or role not in _OTHER or len(who) > limits.WORD_CHARS_MAX:
         raise Malformed(f"{name} is not an address")
     if role == WORKER and who and not is_worker_id(who):
         raise Malformed(f"{name} is not a worker id")
     return role, who
+
+
+def _shown(value: Any) -> str:
+    """A peer's value for a complaint. Never the text of a structure: that may take seconds."""
+    return repr(value[:40]) if type(value) is str else type(value).__name__
 
 
 def from_wire(value: Any, *, sent_by: str) -> Envelope:
@@ -356,20 +361,23 @@ def from_wire(value: Any, *, sent_by: str) -> Envelope:
     if type(value) is not dict:
         raise Malformed("an envelope is a map")
     if value.get("v") != VERSION:
-        raise Malformed(f"version {str(value.get('v'))[:20]!r} is not {VERSION}")
+        version = value.get("v")
+        shown = str(version) if type(version) is int else _shown(version)
+        raise Malformed(f"version {shown} is not {VERSION}")
     role, sender = _address(value.get("src"), "src")
     other, recipient = _address(value.get("dst"), "dst")
     if role != sent_by or other != _OTHER[sent_by]:
         raise Malformed("wrong direction")
     if not sender:
         raise Malformed("src is not an address")
-    prefix, _, number = str(value.get("msg_id")).rpartition(":")
+    msg_id = value.get("msg_id")
+    prefix, _, number = msg_id.rpartition(":") if type(msg_id) is str else ("", "", "")
     if prefix != sender or not (number.isascii() and number.isdigit() and len(number) < 19):
         raise Malformed("msg_id is not the sender's id and a counter")
     name = value.get("type")
     kind = _BY_SENDER[sent_by].get(name) if type(name) is str else None
     if kind is None:
-        raise Malformed(f"unknown type {str(name)[:40]!r}")
+        raise Malformed(f"unknown type {_shown(name)}")
     payload = value.get("payload")
     if type(payload) is not dict:
         raise Malformed("payload is not a map")

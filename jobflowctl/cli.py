@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from jobflowctl import inspectcli
 from jobflowctl.frame import (
     JsonOption,
     NowOption,
@@ -172,25 +173,34 @@ def watch(
     stale_timeout: Annotated[
         str, typer.Option(metavar="TIME", help="A file is called stale after this.")
     ] = "10s",
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Lines, also where a full screen is possible.")
+    ] = False,
+    read_only: Annotated[
+        bool, typer.Option("--read-only", help="Without the keys that change something.")
+    ] = False,
     session: SessionOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Follow the run. A line per interval, until it ends."""
+    """Look at the run as it goes. Full screen at a terminal, else a line per interval."""
     from jobflowctl import watch as watching
 
     def file(output: Output, _: Options) -> int:
         assert telemetry_file is not None
-        return watching.watch_file(
+        return watching.follow_file(
             telemetry_file,
             output,
             interval_s=duration_of(interval, "--interval"),
             stale_s=duration_of(stale_timeout, "--stale-timeout"),
             once=once,
+            plain=plain,
         )
 
     def live(place: SessionPlace, output: Output) -> int:
         interval_s = duration_of(interval, "--interval")
-        return watching.watch_session(place, output, interval_s=interval_s, once=once)
+        return watching.follow_session(
+            place, output, interval_s=interval_s, once=once, plain=plain, read_only=read_only
+        )
 
     if telemetry_file is not None:
         run(ctx, as_json, file)
@@ -334,10 +344,19 @@ def cancel(
     with_client(ctx, session, as_json, action)
 
 
-@app.command(epilog=examples("jobflowctl retry scan-0017", "jobflowctl retry --failed"))
+@app.command(
+    epilog=examples(
+        "jobflowctl retry --group 2        a group of `jobflowctl failures`",
+        "jobflowctl retry --failed",
+        "jobflowctl retry scan-0017 scan-0018",
+    )
+)
 def retry(
     ctx: typer.Context,
     task_ids: Annotated[list[str] | None, typer.Argument(help="Ids of tasks.")] = None,
+    group: Annotated[
+        int | None, typer.Option("--group", metavar="N", help="A group of `failures`.", min=0)
+    ] = None,
     failed: Annotated[bool, typer.Option("--failed", help="Every failed task.")] = False,
     yes: YesOption = False,
     session: SessionOption = None,
@@ -346,9 +365,10 @@ def retry(
     """Queue tasks again. Failed or canceled ones, with fresh budgets."""
     from jobflowctl import verbs
 
-    with_client(
-        ctx, session, as_json, lambda c, out: verbs.retry(c, out, task_ids or [], failed=failed)
-    )
+    def action(client: Client, output: Output) -> int:
+        return verbs.retry(client, output, task_ids or [], failed=failed, group=group)
+
+    with_client(ctx, session, as_json, action)
 
 
 @app.command(epilog=examples("jobflowctl release launcher", "jobflowctl release WORKER_ID"))
@@ -365,6 +385,10 @@ def release(
     with_client(
         ctx, session, as_json, lambda c, out: verbs.change(c, out, "release", {"what": what})
     )
+
+
+for _verb in inspectcli.VERBS:
+    _verb(app)
 
 
 def main() -> None:

@@ -235,6 +235,11 @@ def _left(deadline: float) -> float:
 def _body(answer: dict[str, Any]) -> dict[str, Any]:
     error = answer.get("error")
     if isinstance(error, dict):
-        words = [str(error.get(key) or "") for key in ("code", "message", "hint")]
-        raise Refused(*words)
+        code, message, hint = (str(error.get(key) or "") for key in ("code", "message", "hint"))
+        if code == "usage" and (message == "Unknown command." or " has no argument " in message):
+            # This client asks only what its own version knows.
+            message += " The daemon is of another version than this jobflowctl."
+            hint = "Use the jobflowctl that was installed with it, or start the daemon anew."
+            code = "version"
+        raise Refused(code, message, hint)
     return {key: value for key, value in answer.items() if key not in ("id", "ok")}

@@ -31,6 +31,7 @@ _QUIET_ROWS: Final = {
     "workers": ("workers", "worker_id"),
     "launches": ("launches", "launch_id"),
     "sessions": ("sessions", "session"),
+    "failures": ("groups", "group"),
 }
 
 
@@ -110,6 +111,11 @@ class Output:
             # Or the interpreter complains when it flushes at exit.
             with contextlib.suppress(OSError, ValueError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), self._stdout.fileno())
+
+    @property
+    def terminal(self) -> bool:
+        """Somebody looks at stdout."""
+        return _is_terminal(self._stdout)
 
     @property
     def closed(self) -> bool:

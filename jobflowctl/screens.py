@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Final
 
 from jobflowctl.statusscreen import status
+from jobflowctl.storyscreens import event_line, events, explain, failures, some
 from jobflowctl.style import Body, Style, block, labelled, local, moment, part
 from jobflowctl.text import Column, count, duration, safe, safe_lines, size
+
+__all__ = ["SCREENS", "done", "event_line", "events"]
 
 Screen = Callable[[Body, Style], list[str]]
 
@@ -85,7 +88,7 @@ def workers(body: Body, style: Style) -> list[str]:
                 row.get("failed"),
                 _maybe_duration(row.get("time_left_s")),
                 row.get("batch_job_id"),
-                _some(row.get("running") or ()),
+                some(row.get("running") or ()),
             )
             for row in rows
         ],
@@ -120,19 +123,6 @@ def launches(body: Body, style: Style) -> list[str]:
             for row in rows
         ],
     )
-
-
-def events(body: Body, style: Style) -> list[str]:
-    """History, one line each."""
-    return [event_line(row) for row in body.get("events") or []] or ["nothing happened yet"]
-
-
-def event_line(row: Body) -> str:
-    """One line of history."""
-    names = [row.get(key) for key in ("task_id", "worker_id", "launch_id")]
-    who = " ".join(safe(name) for name in names if name)
-    text = f"{local(row.get('at'))}  {safe(row.get('kind', '')):<18} {who}"
-    return f"{text}  {safe(row.get('text') or '')}".rstrip()
 
 
 def sessions(body: Body, style: Style) -> list[str]:
@@ -235,7 +225,7 @@ def done(body: Body, style: Style) -> list[str]:
     for key in ("unknown", "unchanged"):
         names = body.get(key)
         if isinstance(names, list) and names:
-            lines.append(f"{key}: {_some(names, 10)}")
+            lines.append(f"{key}: {some(names, 10)}")
     return lines
 
 
@@ -274,6 +264,8 @@ SCREENS: Final[dict[str, Screen]] = {
     "sessions": sessions,
     "snapshot": snapshot,
     "wait": ended,
+    "failures": failures,
+    "explain": explain,
 }
 
 
@@ -290,11 +282,6 @@ def _maybe_duration(seconds: Any) -> str | None:
 
 def _ago(seconds: Any) -> str | None:
     return f"{duration(seconds)} ago" if isinstance(seconds, int | float) else None
-
-
-def _some(names: Sequence[object], most: int = 3) -> str:
-    text = ", ".join(safe(name) for name in names[:most])
-    return text + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
 def _took(row: Body, style: Style) -> str | None:

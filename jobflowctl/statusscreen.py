@@ -135,7 +135,7 @@ def _next_command(body: Body, style: Style) -> str:
     if state == "paused":
         return style.ctl("resume")
     if tasks.get("failed"):
-        return style.ctl("tasks --state failed")
+        return style.ctl("failures")
     if state in ("done", "draining"):
         return style.ctl("wait")
     return style.ctl("watch")

@@ -9,12 +9,11 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import time
-from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from jobflowctl import errors
-from jobflowctl.client import Client
+from jobflowctl.client import CALL_TIMEOUT_S, Client
 from jobflowctl.output import Output
 from jobflowctl.text import count, iso
 from jobflowctl.waiting import wait_for_end
@@ -24,6 +23,8 @@ from jobflowd import api
 PRUNE_AGE_S: Final = 30 * 86400.0
 #: `events --follow` asks this often.
 FOLLOW_S: Final = 1.0
+#: A million tasks are changed page by page, which takes the daemon half a minute or more.
+MANY_TIMEOUT_S: Final = 1800.0
 
 Body = dict[str, Any]
 
@@ -80,20 +81,14 @@ def tasks(
 def events(client: Client, output: Output, *, task_id: str | None, last: int, follow: bool) -> int:
     """The newest events; with `follow`, one a line until the daemon ends or the reader leaves."""
     args: Body = {"task_id": task_id}
-    newest: deque[Body] = deque(maxlen=last)
-    mark: str | None = None
-    while True:
-        body = client.call("events", {**args, "after": mark, "limit": api.PAGE_MAX})
-        newest.extend(body.get("events") or [])
-        mark = body.get("next", mark)
-        if len(body.get("events") or []) < api.PAGE_MAX:
-            break
+    body = client.call("events", {**args, "last": min(last, api.PAGE_MAX)})
     if not follow:
-        output.data("events", {"events": list(newest), "next": mark})
+        output.data("events", body)
         return 0
-    from jobflowctl.screens import event_line
+    from jobflowctl.storyscreens import event_line
 
-    fresh: Sequence[Body] = newest
+    fresh: Sequence[Body] = body.get("events") or []
+    mark = body.get("next")
     while not output.closed:
         for event in fresh:
             output.line("event", event, event_line(event))
@@ -110,9 +105,16 @@ def events(client: Client, output: Output, *, task_id: str | None, last: int, fo
 # --- changing ---------------------------------------------------------------------------------
 
 
-def change(client: Client, output: Output, cmd: str, args: Mapping[str, Any]) -> int:
+def change(
+    client: Client,
+    output: Output,
+    cmd: str,
+    args: Mapping[str, Any],
+    *,
+    timeout_s: float = CALL_TIMEOUT_S,
+) -> int:
     """A change and its answer; ids that the daemon does not know make it exit code 2."""
-    body = client.call(cmd, args)
+    body = client.call(cmd, args, timeout_s=timeout_s)
     output.data(cmd, {"ok": True, **body})
     return errors.EXIT_USAGE if body.get("unknown") else 0
 
@@ -147,14 +149,22 @@ def cancel(
         question = f"Cancel {count(left, 'task')} of {client.place.session} for good?"
         if not confirmed(output, question, yes):
             return errors.EXIT_INTERNAL
-    return change(client, output, "cancel", {"all": True})
+    return change(client, output, "cancel", {"all": True}, timeout_s=MANY_TIMEOUT_S)
 
 
-def retry(client: Client, output: Output, task_ids: Sequence[str], *, failed: bool) -> int:
-    """Queue tasks again."""
-    _one_way(task_ids, failed, "--failed")
-    args: Body = {"failed": True} if failed else {"task_ids": list(task_ids)}
-    return change(client, output, "retry", args)
+def retry(
+    client: Client, output: Output, task_ids: Sequence[str], *, failed: bool, group: int | None
+) -> int:
+    """Queue tasks again: some, all failed ones, or a group of `failures`."""
+    if (group is not None) + failed + bool(task_ids) != 1:
+        raise errors.UsageError(
+            "Give task ids, --failed or --group N, one of the three.",
+            "The groups: jobflowctl failures",
+        )
+    if task_ids:
+        return change(client, output, "retry", {"task_ids": list(task_ids)})
+    args: Body = {"failed": True} if failed else {"group": group}
+    return change(client, output, "retry", args, timeout_s=MANY_TIMEOUT_S)
 
 
 def _one_way(task_ids: Sequence[str], flag: bool, name: str) -> None:

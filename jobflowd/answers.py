@@ -57,6 +57,9 @@ def status(census: Census, here: Here, wall: float) -> Body:
         "launches": _launch_counts(census),
         "throughput_per_s": _number(census.throughput_per_s),
         "eta_s": _number(census.eta_s),
+        "eta_range_s": _range(census.forecast.low_s, census.forecast.high_s),
+        "eta_reason": census.forecast.reason,
+        "stalled_s": _number(census.forecast.stalled_s),
         "launching": {
             "paused": census.launching.paused,
             "reason": census.launching.reason,
@@ -86,6 +89,10 @@ def snapshot(census: Census, here: Here, wall: float) -> Body:
     """The status, and the first workers and launches: what the telemetry file holds."""
     return {
         **status(census, here, wall),
+        "pace": {
+            "bucket_s": census.forecast.bucket_s,
+            "ended": list(census.forecast.history),
+        },
         "worker_list": [_worker(one) for one in census.workers[:SNAPSHOT_ROWS_MAX]],
         "launch_list": [_launch(one) for one in census.launches[-SNAPSHOT_ROWS_MAX:]],
     }
@@ -116,6 +123,16 @@ def task(detail: Mapping[str, Any]) -> Body:
     body = _row(detail)
     body["attempts"] = [_row(one) for one in detail.get("attempts") or ()]
     return body
+
+
+def failures(groups: Sequence[Mapping[str, Any]]) -> Body:
+    """Failed tasks by cause, from `queries.failure_groups`."""
+    return {"groups": [_row(one) for one in groups]}
+
+
+def results(page: Page) -> Body:
+    """A page of results from `queries.result_page`, bodies decoded."""
+    return {"results": [_row(one) for one in page[0]], "next": page[1]}
 
 
 def events(page: Page) -> Body:
@@ -226,6 +243,10 @@ def _number(value: float | None) -> float | None:
     if value is None or not math.isfinite(value):
         return None
     return round(value, 3)
+
+
+def _range(low: float | None, high: float | None) -> list[float | None] | None:
+    return None if low is None or high is None else [_number(low), _number(high)]
 
 
 def _row(row: Mapping[str, Any]) -> Body:

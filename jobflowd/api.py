@@ -18,7 +18,7 @@ Rules
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -43,6 +43,7 @@ __all__ = [
     "COMMANDS",
     "ERROR_CODES",
     "LINE_BYTES_MAX",
+    "LOG_BYTES_MAX",
     "PAGE_MAX",
     "READS",
     "TASK_STATES",
@@ -54,8 +55,11 @@ __all__ = [
     "NoSuchSession",
     "NotOurs",
     "SessionPlace",
+    "check_body",
     "check_private_directory",
+    "configuration_text",
     "connect_unix",
+    "decode_body",
     "encode_answer",
     "encode_call",
     "encode_error",
@@ -64,6 +68,8 @@ __all__ = [
     "list_sessions",
     "parse_call",
     "pointers_dir",
+    "program_text",
+    "readable_body",
     "runtime_dirs",
     "schema",
     "socket_path",
@@ -77,8 +83,11 @@ VERSION: Final = 1
 LINE_BYTES_MAX: Final = 1024 * 1024
 #: Rows of one page of any read.
 PAGE_MAX: Final = 1000
+#: One piece of a log.
+LOG_BYTES_MAX: Final = 256 * 1024
 _IDS_MAX: Final = 10_000
 _WORD_MAX: Final = 255
+_PATH_MAX: Final = 4096
 
 #: Every code that an error may carry, and what it means.
 ERROR_CODES: Final[dict[str, str]] = {
@@ -153,6 +162,22 @@ def _text(value: Any) -> str:
     return value
 
 
+def _path(value: Any) -> str:
+    if type(value) is not str or not 1 < len(value) <= _PATH_MAX or value[0] != "/":
+        raise ValueError(f"an absolute path of at most {_PATH_MAX} characters")
+    if "\0" in value:
+        raise ValueError("a path without NUL")
+    return value
+
+
+def _place(value: Any) -> str:
+    # A place in a log: which file, and how far into it.
+    parts = value.split(":") if type(value) is str else []
+    if len(parts) != 2 or not all(p.isascii() and p.isdigit() and len(p) <= 20 for p in parts):
+        raise ValueError("the `next` of the piece before")
+    return str(value)
+
+
 def _mark(value: Any) -> str:
     # What queries.py counts in; eighteen digits are below what SQLite can compare.
     if type(value) is not str or not (value.isascii() and value.isdigit() and len(value) <= 18):
@@ -198,12 +223,45 @@ COMMANDS: Final[dict[str, Command]] = {
         {"state": _choice(*TASK_STATES), **_PAGE},
     ),
     "task": Command(False, "Everything about one task.", {"task_id": _text}, required=("task_id",)),
+    "explain": Command(
+        False,
+        "The story of one task: what it waits for, who has it, what is left of its budgets.",
+        {"task_id": _text},
+        required=("task_id",),
+    ),
+    "spec": Command(
+        False,
+        "A task's spec as the bytes that a worker gets, for `replay`.",
+        {"task_id": _text},
+        required=("task_id",),
+    ),
+    "failures": Command(False, "Failed tasks, grouped by cause.", {}),
+    "results": Command(False, "One page of results.", dict(_PAGE)),
     "workers": Command(False, "The connected workers.", {"after": _text, "limit": _LIMIT}),
     "launches": Command(False, "What was submitted to bring workers.", dict(_PAGE)),
     "events": Command(
         False,
         "History, oldest first, of everything or of one task; `next` also serves to follow.",
-        {"task_id": _text, **_PAGE},
+        {"task_id": _text, "last": _LIMIT, **_PAGE},
+    ),
+    "logs": Command(
+        False,
+        "A piece of a log: of the daemon, a worker, a launch, or a task's attempts. Without `after`"
+        " its end; `next` serves to follow.",
+        {
+            "of": _choice("daemon", "worker", "launch", "task"),
+            "name": _text,
+            "after": _place,
+            "bytes": _whole(1, LOG_BYTES_MAX),
+        },
+        required=("of",),
+    ),
+    "metrics": Command(False, "Counters and gauges as OpenMetrics text.", {}),
+    "backup": Command(
+        False,
+        "Write a complete copy of the database to a new file.",
+        {"path": _path},
+        required=("path",),
     ),
     "snapshot": Command(False, "Status, workers and launches at one moment.", {}),
     "scale": Command(
@@ -228,9 +286,14 @@ COMMANDS: Final[dict[str, Command]] = {
     ),
     "retry": Command(
         True,
-        "Queue failed or canceled tasks again, by id, or all failed ones.",
-        {"task_ids": _texts, "failed": _flag},
-        one_of=("task_ids", "failed"),
+        "Queue failed or canceled tasks again, by id, all failed ones, or a group of `failures`.",
+        {"task_ids": _texts, "failed": _flag, "group": _whole(0, 2**31)},
+        one_of=("task_ids", "failed", "group"),
+    ),
+    "yield": Command(
+        True,
+        "Leave the session to a start: what `jobflowd serve` does at once, and a run never.",
+        {},
     ),
     "release": Command(
         True,
@@ -247,6 +310,50 @@ READS: Final = frozenset(name for name, command in COMMANDS.items() if not comma
 def schema(verb: str) -> str:
     """The schema name that the JSON output of a verb carries."""
     return f"jobflow.{verb}/1"
+
+
+# --- the beginning of a project ---------------------------------------------------------------
+
+
+def program_text() -> str:
+    """A program that runs as it is, to be changed."""
+    from jobflowd.template import PROGRAM
+
+    return PROGRAM
+
+
+def configuration_text(values: Mapping[str, Any], flags: Sequence[str]) -> str:
+    """A commented jobflow.toml with these settings, and those of the flags of `jobflowd start`.
+
+    Raises ValueError with a sentence for a flag or a value that a start would not take.
+    """
+    from jobflowd.template import configuration, parse_flags
+
+    return configuration({**values, **parse_flags(flags)})
+
+
+# --- bodies: specs and results as bytes -------------------------------------------------------
+
+
+def decode_body(body: bytes) -> Any:
+    """The spec or result in these bytes, exactly as a worker gets it. Raises ValueError."""
+    from jobflow_worker.codec import decode_body as decode
+
+    return decode(body)
+
+
+def readable_body(body: bytes) -> Any:
+    """The same as JSON can carry it: bytes become {"base64": text} and so on."""
+    from jobflowd.answers import json_safe
+
+    return json_safe(decode_body(body))
+
+
+def check_body(value: Any) -> None:
+    """Raises TypeError, naming the place, if a worker could not send this as a result."""
+    from jobflow_worker.codec import encode_body
+
+    encode_body(value)
 
 
 # --- lines --------------------------------------------------------------------------------------
@@ -348,7 +455,7 @@ def _checked(cmd: str, command: Command, args: dict[str, Any], call_id: Any) -> 
             hint = f"Its arguments: {known}."
             raise BadRequest("usage", f"{cmd} needs {name}.", hint, call_id)
     # `all: false` is the same as not saying it.
-    given = [name for name in command.one_of if values.get(name) not in (None, False)]
+    given = [name for name in command.one_of if name in values and values[name] is not False]
     if command.one_of and len(given) != 1:
         wanted = " or ".join(command.one_of)
         raise BadRequest("usage", f"{cmd} needs exactly one of {wanted}.", "", call_id)

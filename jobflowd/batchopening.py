@@ -20,7 +20,7 @@ from jobflow_worker.sessionfiles import SessionPaths
 from jobflowd.batchdesk import BatchDesk, restored
 from jobflowd.config import ConfigError, StartConfig
 from jobflowd.flags import SETTINGS
-from jobflowd.launchers.base import LaunchContext, Launcher
+from jobflowd.launchers.base import LaunchContext, Launcher, warning_before
 from jobflowd.launchers.multiprocess import worker_argv
 from jobflowd.launchers.systems import SYSTEMS
 from jobflowd.sessiondir import Session
@@ -51,6 +51,14 @@ def system_options(config: StartConfig) -> dict[str, str | int | float]:
         if isinstance(value, str | int | float):
             found[name.removeprefix(start)] = value
     return found
+
+
+def warning_s(config: StartConfig) -> float:
+    """How long before its end a launched worker is told to leave; 0 without a batch system."""
+    if config.launcher not in SYSTEMS:
+        return 0.0
+    limit = system_options(config).get("time")
+    return float(warning_before(None if limit is None else float(limit)))
 
 
 def env_scripts(config: StartConfig) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from jobflow_worker.messages import Held
 from jobflowd.deadlines import Deadlines
 from jobflowd.effects import Effect, Turn
+from jobflowd.forecast import Pace
 from jobflowd.model import (
     TASK_IN_FLIGHT,
     TASK_TERMINAL,
@@ -41,7 +42,8 @@ class InvariantBroken(AssertionError):
 class Settings:
     """What the operator chose, as far as decisions depend on it. Times in seconds.
 
-    `terms` maps a transport to its (heartbeat, lease).
+    `terms` maps a transport to its (heartbeat, lease). `canary`: a first task must succeed before
+    the pool fills. `warning_s`: how long before its end a launched worker is told to leave.
     """
 
     session: str
@@ -66,6 +68,8 @@ class Settings:
     manager_timeout_s: float = 900.0
     launch_poll_s: float = 60.0
     launch_stale_s: float = 21600.0
+    canary: bool = False
+    warning_s: float = 0.0
     stay: bool = False
     on_spec_change: str = "keep"
 
@@ -118,7 +122,9 @@ class Book:
         self.finishing_now = False
         self.finished: int | None = None
         self.samples: deque[tuple[float, int]] = deque(maxlen=120)
+        self.pace = Pace()
         self.completed = 0
+        self.durations: deque[float] = deque(maxlen=64)
         self.last_success: dict[str, float] = {}
         self.warnings: dict[str, str] = {}
         self._take_in(snapshot)
@@ -255,6 +261,15 @@ class Book:
         else:
             self.ready.offer(task)
         self.touch(task)
+
+    @property
+    def busy_slots(self) -> int:
+        """Slots that have a task, by what was handed out: reports say it a heartbeat late."""
+        return sum(
+            min(worker.slots, len(worker.attempts))
+            for worker in self.workers.values()
+            if worker.registered and worker.attempts
+        )
 
     @property
     def remaining(self) -> int:

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from jobflowd.forecast import Forecast
+
 #: What `state` may be, with the meaning that people read.
 STATES: dict[str, str] = {
     "generating": "generate_tasks() is still running",
@@ -88,8 +90,8 @@ class LaunchView:
 
 @dataclass(frozen=True, slots=True)
 class Launching:
-    """Whether launches are submitted now. `reason` says why not; `canary`: one launch goes ahead
-    and the rest waits until its worker has registered."""
+    """Whether launches are submitted now. `reason` says why not; `canary`: a few launches go
+    ahead and the rest waits until a first task has succeeded."""
 
     paused: bool = False
     reason: str = ""
@@ -118,6 +120,7 @@ class Census:
     target: int = 0
     throughput_per_s: float | None = None
     eta_s: float | None = None
+    forecast: Forecast = field(default_factory=Forecast)
     launching: Launching = field(default_factory=Launching)
     warnings: tuple[str, ...] = ()
 

@@ -146,6 +146,10 @@ def _start(**flags: Any) -> int:
     """Start the daemon of a session: begin it, or go on with it."""
     config = load(flags)
     if config.detach and not detach.detached():
+        if config.insecure_plaintext:
+            from jobflowd.guard import PLAINTEXT_WARNING
+
+            print(f"jobflowd: warning: {PLAINTEXT_WARNING}", file=sys.stderr)
         return _start_detached()
     from jobflowd import daemon
 
@@ -157,6 +161,19 @@ _options = [_option(setting) for setting in SETTINGS.values()]
 _start.__signature__ = inspect.Signature(_options)  # type: ignore[attr-defined]
 _start.__annotations__ = {one.name: one.annotation for one in _options}
 app.command("start", epilog=_EXAMPLES)(_start)
+
+
+def _script(**flags: Any) -> int:
+    """Print the batch script that a start with these flags would submit. Starts nothing."""
+    from jobflowd.scriptcommand import render
+
+    print(render(load(flags)), end="")
+    return 0
+
+
+_script.__signature__ = inspect.Signature(_options)  # type: ignore[attr-defined]
+_script.__annotations__ = {one.name: one.annotation for one in _options}
+app.command("script", epilog="jobflowd script --launcher slurm --program conv.py")(_script)
 
 
 def _start_detached() -> int:

@@ -7,15 +7,21 @@ An output module. On a terminal the line is rewritten in place; elsewhere a line
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import time
+from collections.abc import Sequence
 from typing import TextIO
 
 from jobflowd.census import Census
+from jobflowd.logs import sanitised
 
 #: A terminal's line is rewritten at most this often, a plain one printed at least this often.
 REWRITE_S = 0.5
 REPEAT_S = 60.0
+#: Failed tasks named in the summary, and the length of their lines.
+FAILURES_SHOWN = 5
+ERROR_CHARS = 200
 
 
 class Progress:
@@ -104,8 +110,18 @@ def greeting(session: str, log: str) -> str:
     )
 
 
-def summary(census: Census, code: int, log: str, *, ran: int) -> str:
-    """What the run came to, and what to type next. `ran`: tasks that ended in this start."""
+def summary(
+    census: Census,
+    code: int,
+    log: str,
+    *,
+    ran: int,
+    failures: Sequence[tuple[str, str]] = (),
+) -> str:
+    """What the run came to, and what to type next.
+
+    `ran`: tasks that ended in this start. `failures`: id and error of some that failed.
+    """
     tasks = census.tasks
     took = duration(max(0.0, time.time() - census.started_at))
     done = "already complete: " if code == 0 and tasks.total and not ran else ""
@@ -119,8 +135,15 @@ def summary(census: Census, code: int, log: str, *, ran: int) -> str:
     lines = [head]
     if tasks.total == 0 and code == 0:
         lines.append("generate_tasks() named no task, so there was nothing to do.")
+    for task_id, error in failures:
+        lines.append(sanitised(f"  {task_id}: {error.partition(chr(10))[0]}"[:ERROR_CHARS]))
+    if tasks.failed > len(failures) > 0:
+        lines.append(f"  and {tasks.failed - len(failures)} more")
     if tasks.failed:
-        lines.append(f"See why: jobflowctl -s {census.session} tasks --state failed   (log: {log})")
+        lines.append(f"See why: grep task_failed {shlex.quote(log)}")
+    if code == 65:
+        lines.append(f"The traceback, if there is one, is in the log: {log}")
+        lines.append("Mend the program and start it again; what has succeeded is kept.")
     if code == 4:
         lines.append(f"Go on with: jobflowd start --session-id {census.session}")
     return "\n".join(lines)

@@ -187,8 +187,8 @@ class Coordinator:
                 launching.on_submit_failed(event)
             case ev.LaunchSeen():
                 launching.on_seen(event)
-            case ev.QueryAnswered():
-                launching.on_answered()
+            case ev.QueryAnswered(absent):
+                launching.on_answered(absent)
             case ev.QueryFailed(reason):
                 launching.on_query_failed(reason)
             case ev.ProgramChanged(program_hash):
@@ -279,9 +279,11 @@ class Coordinator:
             book.deadlines.set("due", book.now + DUE_STEP_S)
 
     def _sample(self) -> None:
-        samples = self.book.samples
-        if not samples or self.book.now - samples[-1][0] >= SAMPLE_S:
-            samples.append((self.book.now, self.book.completed))
+        book = self.book
+        samples = book.samples
+        if not samples or book.now - samples[-1][0] >= SAMPLE_S:
+            samples.append((book.now, book.completed))
+            book.pace.note(book.now, book.completed, book.busy_slots)
 
     # --- the program's tasks ------------------------------------------------------------------
 

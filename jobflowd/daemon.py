@@ -19,7 +19,7 @@ from jobflow_worker.messages import Register
 from jobflow_worker.program import ProgramError, describe, program_hash
 from jobflow_worker.reactor import Reactor
 from jobflow_worker.sessionfiles import Beacon, write_beacon
-from jobflowd import console, detach, logs, notify, views
+from jobflowd import console, detach, logs, notify, queries, rlimits, views
 from jobflowd import events as ev
 from jobflowd.admin import AdminServer, Request
 from jobflowd.api import socket_paths
@@ -29,15 +29,17 @@ from jobflowd.coordinator import Coordinator
 from jobflowd.dbfile import DiskFull, StoreBroken
 from jobflowd.effects import Submit
 from jobflowd.generate import GeneratorProcess
+from jobflowd.inquiries import Inquiries
+from jobflowd.metrics import Metrics
 from jobflowd.model import LAUNCH_OVER, Changes
-from jobflowd.opening import make_settings, open_desk, open_transports
+from jobflowd.opening import lost_epoch, make_settings, open_desk, open_telemetry, open_transports
 from jobflowd.performer import Performer
 from jobflowd.reading import Reader
 from jobflowd.recovery import Recovery
-from jobflowd.sessiondir import Session, SessionError, lost_epoch, open_session
+from jobflowd.sessiondir import Session, SessionError, open_session
+from jobflowd.sessionplace import worded
 from jobflowd.sources import Sources
 from jobflowd.store import Store
-from jobflowd.telemetry import FilePublisher
 
 _log = logs.get("jobflowd")
 
@@ -46,6 +48,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 OWNER_S = 30.0
 #: How long local workers may take to end after the run has.
 WORKER_EXIT_S = 3.0
+#: A detached start waits this long for the first tasks, so that it can tell of a broken program.
+GENERATE_PATIENCE_S = 3.0
 #: What `ended.json` and the log say of a run's end.
 END_WORDS = {0: "done", 3: "failed", 4: "stopped", 130: "stopped", 143: "stopped"}
 
@@ -53,6 +57,7 @@ END_WORDS = {0: "done", 3: "failed", 4: "stopped", 130: "stopped", 143: "stopped
 def run(config: StartConfig) -> int:
     """Run a session until its end; returns the exit code. What `jobflowd start` calls."""
     umask = os.umask(0o077)
+    rlimits.protect()
     session = open_session(config, say=_say_waiting)
     with ExitStack() as stack:
         stack.callback(session.close)
@@ -71,13 +76,18 @@ def run(config: StartConfig) -> int:
         except (StoreBroken, SessionError) as error:
             # No clean end: SQLite would let a later write succeed on pages that were never stored,
             # and a database that is another daemon's by now is not ours to check in.
+            log_files.mute()
             _log.error("stopped_at_once", text=str(error))
             detach.announce_failure(str(error), error.exit_code)
             sys.stderr.write(f"jobflowd: error: {error}\n")
             sys.stderr.flush()
             os._exit(error.exit_code)
         except Exception as error:
+            # The command words it for the terminal.
+            log_files.mute()
             _log.exception("died", error=f"{type(error).__name__}: {error}")
+            if isinstance(error, OSError):
+                raise worded(error, session.paths.root) from error
             raise
 
 
@@ -110,6 +120,7 @@ class Daemon:
         self._beacon_at = self._owner_at = self._watchdog_at = 0.0
         self._watchdog_s = notify.watchdog_interval_s()
         self._announced = False
+        self._opened_at = time.monotonic()
         self._open(umask, stack)
 
     def _open(self, umask: int, stack: ExitStack) -> None:
@@ -147,15 +158,17 @@ class Daemon:
         self._performer = Performer(
             store,
             transports.carriers(),
-            admin,
+            self._sources.bulk,
             desk,
             self._sources.stop_generator,
             transports.keys,
         )
         self._admin = admin
-        self._reader = Reader(store, admin, transports.warnings)
+        self._metrics = Metrics(config.metrics_file)
+        inquiries = Inquiries(store, session.paths, session.log_path, self._metrics)
+        self._reader = Reader(store, admin, inquiries, transports.warnings)
         self._recovery = Recovery(store, settings, session.paths.root)
-        self._telemetry = self._open_telemetry()
+        self._telemetry = open_telemetry(session, self._epoch)
         generator.start()
         self._put_beacon("open")
         if self._progress is not None and self._progress.live:
@@ -169,18 +182,6 @@ class Daemon:
             dir=session.paths.root,
             program=describe(session.program),
             endpoints=",".join(self._endpoints),
-        )
-
-    def _open_telemetry(self) -> FilePublisher | None:
-        config = self._config
-        if config.telemetry_mode != "file":
-            return None
-        return FilePublisher(
-            config.telemetry_file or self._session.paths.snapshot,
-            config.telemetry_queue_size,
-            config.telemetry_refresh,
-            session=self._session.name,
-            epoch=self._epoch,
         )
 
     # --- the loop ---------------------------------------------------------------------------
@@ -210,6 +211,7 @@ class Daemon:
         for request in reads:
             self._answer(request)
         self._keep_house(now)
+        self._metrics.lag_s = time.monotonic() - now
         if self._coordinator.finished is not None and self._exit_code is None:
             self._exit_code = self._coordinator.finished
 
@@ -221,6 +223,7 @@ class Daemon:
             None if self._recovery.degraded else self._coordinator.next_deadline(),
             self._recovery.retry_at,
             self._telemetry.next_at if self._telemetry is not None else None,
+            self._metrics.next_at,
             self._watchdog_at if self._watchdog_s is not None else None,
         ]
         if self._progress is not None and self._coordinator.book.in_flight:
@@ -245,10 +248,12 @@ class Daemon:
             self._survive(events, error)
             return
         try:
+            began = time.monotonic()
             self._store.commit(turn.changes)
         except DiskFull as error:
             self._degrade(events, error)
             return
+        self._metrics.committed(turn.changes, time.monotonic() - began)
         for story in turn.changes.stories:
             _log.write(
                 story.level,
@@ -319,7 +324,7 @@ class Daemon:
         self._performer.perform(self._recovery.bare_answers(events, self._epoch))
         for event in events:
             if isinstance(event, ev.Asked):
-                self._admin.refuse(
+                self._sources.bulk.refuse(
                     event.ticket,
                     "degraded",
                     f"The database cannot be written: {self._recovery.degraded}",
@@ -395,13 +400,22 @@ class Daemon:
         if self._telemetry is not None and self._telemetry.due(now):
             self._telemetry.offer(self._reader.snapshot(self._census()))
             self._telemetry.pump(now)
-        if not self._announced and self._sources.transports_ready:
+        if now >= self._metrics.next_at:
+            self._metrics.publish(now, self._census(), self._reader.here())
+        if not self._announced and self._is_ready(now):
             self._announced = True
             detach.announce_ready(
                 self._session.name, self._session.paths.root, os.getpid(), self._session.log_path
             )
         if self._progress is not None and self._progress.due(now):
             self._progress.show(now, self._census())
+
+    def _is_ready(self, now: float) -> bool:
+        """Workers can come, and the program is known to be good or is taking its time."""
+        book = self._coordinator.book
+        known = book.generated or book.total > 0
+        late = now >= self._opened_at + GENERATE_PATIENCE_S
+        return self._sources.transports_ready and (known or late) and book.finished is None
 
     def _census(self) -> Census:
         return views.take_census(
@@ -448,12 +462,20 @@ class Daemon:
             _log.warning("ended_not_written", text=str(error))
         if self._telemetry is not None:
             self._telemetry.close(self._reader.snapshot(census))
+        self._metrics.publish(time.monotonic(), census, self._reader.here())
         _log.info("ended", code=code, state=state, **counts)
+        why = book.generation_error
+        if not self._announced and why is not None:
+            detach.announce_failure(f"jobflowd: error: {why}", code)
         if self._progress is not None:
             log = str(self._session.log_path)
-            self._progress.say(console.summary(census, code, log, ran=book.completed))
-            if book.generation_error is not None:
-                self._progress.say(f"generate_tasks() failed: {book.generation_error}")
+            page, _ = queries.task_page(self._store, None, console.FAILURES_SHOWN, "failed")
+            failures = [(str(row["task_id"]), str(row["error"] or "")) for row in page]
+            self._progress.say(
+                console.summary(census, code, log, ran=book.completed, failures=failures)
+            )
+            if why is not None:
+                self._progress.say(f"jobflowd: error: {why}")
 
     def _end_launches(self) -> None:
         """Nothing of ours stays behind: what has not ended yet is cancelled."""

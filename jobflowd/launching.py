@@ -10,10 +10,26 @@ from jobflowd import outbound, outcomes, pool, reports
 from jobflowd.book import Book
 from jobflowd.effects import CancelLaunch, QueryLaunches, Submit
 from jobflowd.events import LaunchSeen, SubmitFailed, Submitted
-from jobflowd.model import LAUNCH_OVER, LaunchRecord, LaunchState, Worker, WorkerState
+from jobflowd.model import (
+    LAUNCH_OVER,
+    LaunchRecord,
+    LaunchState,
+    TaskState,
+    Worker,
+    WorkerState,
+)
 
 #: The pool is planned at most this often: its inputs change with every finished task.
 PLAN_INTERVAL_S = 0.2
+#: Launches that go ahead until a first task has succeeded, or has run for so long.
+CANARY = 3
+CANARY_PATIENCE_S = 600.0
+#: A launch is given up as absent after two good answers this far apart.
+ABSENT_S = 60.0
+#: Longest pause between status queries that bring nothing.
+QUERY_PAUSE_S_MAX = 300.0
+#: Between status queries at the end of a run, and after a worker was preempted.
+HURRY_S = 5.0
 #: A launch of ours that is over stays in memory for late messages, up to this many.
 OVER_KEPT = 1000
 
@@ -31,6 +47,11 @@ class Launching:
         self.target = 0
         self.evidence = not self.open_launches()
         self._planned_at = float("-inf")
+        self._asked_at = float("-inf")
+        self._failures = 0
+        self._absent: dict[str, float] = {}
+        self._silent: dict[str, float] = {}
+        self._proven = not book.settings.canary
         if self.active:
             book.deadlines.set("query", float("-inf"))
 
@@ -58,28 +79,51 @@ class Launching:
             return
         if event.unknown:
             self.book.move_launch(launch, LaunchState.STALE, event.reason)
+            if launch.cancel_asked:
+                self._cancel(launch)
             return
         self.book.move_launch(launch, LaunchState.FAILED, event.reason)
-        self.breaker.on_submit_failed(self.book.now, event.reason)
+        self.breaker.on_submit_failed(self.book.now, event.reason, limited=event.limited)
         self._tell("launch_failed", launch, event.reason, "warning")
 
     def on_seen(self, event: LaunchSeen) -> None:
         launch = self.book.launches.get(event.launch_id)
         if launch is None or launch.state in LAUNCH_OVER:
+            self._orphan(event)
             return
         if event.batch_job_id and not launch.batch_job_id:
             launch.batch_job_id = event.batch_job_id
             self.book.move_launch(launch, launch.state)
         if event.state in LAUNCH_OVER:
             self._over(launch, event)
-        elif launch.state not in (LaunchState.ONLINE, event.state) and not launch.cancel_asked:
+            return
+        worker = self._worker_of(launch)
+        if worker is not None and event.time_left_s is not None:
+            worker.time_left_s = event.time_left_s
+        known = launch.state is event.state and launch.reason == event.reason
+        if launch.state is not LaunchState.ONLINE and not known and not launch.cancel_asked:
+            launch.reason = event.reason
             self.book.move_launch(launch, event.state, event.reason)
+
+    def _worker_of(self, launch: LaunchRecord) -> Worker | None:
+        return self.book.by_row.get(launch.worker if launch.worker is not None else -1)
+
+    def _orphan(self, event: LaunchSeen) -> None:
+        """A job of ours that no open launch claims: a submission that was given up came through."""
+        if self.local or event.state in LAUNCH_OVER or event.batch_job_id is None:
+            return
+        self.book.story("orphan", f"job {event.batch_job_id} is taken back", level="warning")
+        self.book.effect(CancelLaunch(event.launch_id, event.batch_job_id))
 
     def _over(self, launch: LaunchRecord, event: LaunchSeen) -> None:
         """The process or batch job is gone."""
         book = self.book
-        worker = book.by_row.get(launch.worker if launch.worker is not None else -1)
+        worker = self._worker_of(launch)
         asked = launch.cancel_asked
+        if worker is not None and worker.registered and not self.local:
+            charge = not asked and event.state is LaunchState.FAILED
+            reports.doubt(book, worker, event.reason or "its batch job is over", charge=charge)
+            return
         if worker is not None and worker.registered:
             charge = not asked and event.state is LaunchState.FAILED
             reports.gone(book, worker, event.reason or "its process ended", charge=charge)
@@ -105,13 +149,31 @@ class Launching:
         for task in [one for one in self.book.held.values() if one.worker == worker.row]:
             outcomes.release_held(self.book, task, "manager restart")
 
-    def on_answered(self) -> None:
-        """A good answer: from now on the pool knows where it stands."""
+    def on_answered(self, absent: tuple[str, ...] = ()) -> None:
+        """A good answer: from now on the pool knows where it stands. A launch is over if it was
+        `absent` from two of them, ABSENT_S apart; a single one may be a restart of the queue."""
         self.evidence = True
+        self._failures = 0
         self.book.warnings.pop("query", None)
+        self._absent = {one: self._absent.get(one, self._asked_at) for one in absent}
+        for launch_id, since in self._absent.items():
+            launch = self.book.launches.get(launch_id)
+            if launch is None or launch.state in LAUNCH_OVER:
+                continue
+            if self._asked_at - since >= ABSENT_S:
+                text = "the batch system does not know its job"
+                self._over(launch, LaunchSeen(launch_id, LaunchState.ENDED, reason=text))
+            elif launch.state in (LaunchState.PENDING, LaunchState.RUNNING):
+                text = "missing from one answer of the batch system"
+                self.book.move_launch(launch, LaunchState.STALE, text)
 
     def on_query_failed(self, reason: str) -> None:
-        self.book.warnings["query"] = f"the launcher's status is unknown: {reason}"
+        """No evidence: everything stays as it was, and the next question waits longer."""
+        book = self.book
+        book.warnings["query"] = f"the launcher's status is unknown: {reason}"
+        self._failures += 1
+        pause = book.settings.launch_poll_s * 2.0 ** min(self._failures, 10)
+        book.deadlines.set("query", book.now + max(1.0, min(QUERY_PAUSE_S_MAX, pause)))
 
     def on_registered(self) -> None:
         self.breaker.on_registered()
@@ -180,11 +242,33 @@ class Launching:
             launches=launches,
             workers=workers,
             may_submit=self.evidence,
-            coming_max=self.breaker.coming_max(book.now),
+            coming_max=self._coming_max(workers),
+            overlap=not self.local,
         )
+
+    @property
+    def canary(self) -> bool:
+        """True while few launches go ahead and the others wait for their success."""
+        book = self.book
+        if not self._proven:
+            long_ago = book.now - CANARY_PATIENCE_S
+            self._proven = bool(book.counts[TaskState.SUCCEEDED]) or any(
+                attempting.running and attempting.sent_at <= long_ago
+                for worker in book.workers.values()
+                for attempting in worker.attempts.values()
+            )
+        return not self._proven
+
+    def _coming_max(self, workers: tuple[pool.WorkerView, ...]) -> int | None:
+        bounds = [self.breaker.coming_max(self.book.now)]
+        if self.canary:
+            staying = sum(1 for one in workers if one.managed and not one.leaving)
+            bounds.append(max(0, CANARY - staying))
+        return min((one for one in bounds if one is not None), default=None)
 
     def _submit(self, wanted: int) -> None:
         book = self.book
+        bad = {one.host for one in book.workers.values() if one.state is WorkerState.QUARANTINED}
         for _ in range(self.bucket.take(book.now, wanted)):
             launch_id = f"{book.settings.launch_prefix}-{book.next_launch_row}"
             launch = LaunchRecord(
@@ -197,7 +281,7 @@ class Launching:
             book.next_launch_row += 1
             book.launches[launch_id] = launch
             book.turn.changes.launches[launch.row] = launch
-            book.effect(Submit(launch_id))
+            book.effect(Submit(launch_id, tuple(sorted(bad))))
         if wanted:
             book.deadlines.set("plan", max(self.bucket.next_at(book.now), book.now + 0.2))
         self._forget_old()
@@ -217,21 +301,45 @@ class Launching:
         """Take every launch back that is not over: the end of a run."""
         for launch in self.open_launches():
             self._cancel(launch, now=now)
+        self._hurry()
 
     def cancel_coming(self) -> None:
         """Take back what has not brought a worker: nobody needs it any more."""
         for launch in self.open_launches():
             if launch.state is not LaunchState.ONLINE:
                 self._cancel(launch)
+        self._hurry()
+
+    def _hurry(self) -> None:
+        """Somebody waits for the next answer: ask soon, but never in a hot loop."""
+        if not self.local and self.active and not self._failures:
+            soon = max(self.book.now + 1.0, self._asked_at + HURRY_S)
+            at = self.book.deadlines.get("query")
+            self.book.deadlines.set("query", soon if at is None else min(at, soon))
+
+    def _give_up_silent(self, launch: LaunchRecord) -> None:
+        """A launch that neither waits in a queue nor brings a worker is taken back in the end."""
+        book, name = self.book, launch.launch_id
+        if launch.state not in (LaunchState.RUNNING, LaunchState.STALE) or launch.cancel_asked:
+            self._silent.pop(name, None)
+        elif book.now - self._silent.setdefault(name, book.now) >= book.settings.launch_stale_s:
+            del self._silent[name]
+            self._tell("launch_stale", launch, "it brought no worker and is taken back", "warning")
+            self._cancel(launch)
 
     def query(self) -> None:
         """One status query for all open launches; repeat what was cancelled and is still there."""
         book = self.book
         open_launches = self.open_launches()
-        book.deadlines.set("query", book.now + book.settings.launch_poll_s)
+        hurry = book.finishing is not None and not self.local
+        pause = min(HURRY_S, book.settings.launch_poll_s) if hurry else book.settings.launch_poll_s
+        book.deadlines.set("query", book.now + pause)
+        self._asked_at = book.now
         if not open_launches:
             self.evidence = True
             return
+        for launch in open_launches if not self.local else ():
+            self._give_up_silent(launch)
         for launch in open_launches:
             if launch.cancel_asked and launch.state is not LaunchState.PLANNED:
                 book.effect(CancelLaunch(launch.launch_id, launch.batch_job_id))

@@ -138,11 +138,20 @@ def timestamp(seconds: float) -> str:
     return f"{whole}.{millis % 1000:03d}Z"
 
 
-def _line(record: logging.LogRecord) -> str:
+def _line(record: logging.LogRecord, shorten: Callable[[Any], Any] | None = None) -> str:
     fields: Mapping[str, Any] = getattr(record, _FIELDS, {})
     parts = [sanitised(record.getMessage())]
-    parts += [f"{key}={_word(value)}" for key, value in fields.items() if value is not None]
+    for key, value in fields.items():
+        if value is not None:
+            parts.append(f"{key}={_word(shorten(value) if shorten is not None else value)}")
     return " ".join(parts)
+
+
+def _first_line(value: Any) -> Any:
+    """Of a text with a traceback in it, what comes before."""
+    if isinstance(value, str) and "\n" in value:
+        return value.partition("\n")[0] + " ..."
+    return value
 
 
 def _traceback(record: logging.LogRecord) -> list[str]:
@@ -188,7 +197,8 @@ class ConsoleForm(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         level = "" if record.levelno == logging.INFO else f"{record.levelname} "
-        return f"{time.strftime('%H:%M:%S', time.localtime(record.created))} {level}{_line(record)}"
+        at = time.strftime("%H:%M:%S", time.localtime(record.created))
+        return f"{at} {level}{_line(record, _first_line)}"
 
 
 class JournalForm(logging.Formatter):
@@ -355,6 +365,12 @@ class Logging:
 
     def reopen(self) -> None:
         self.file.reopen()
+
+    def mute(self) -> None:
+        """From now on only the file gets lines: what is left to say is said by other means."""
+        for handler in self._handlers:
+            if handler is not self.file:
+                logging.getLogger(_ROOT).removeHandler(handler)
 
     def close(self) -> None:
         logger = logging.getLogger(_ROOT)

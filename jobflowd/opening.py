@@ -13,11 +13,13 @@ from typing import Any
 import psutil
 
 from jobflow_worker.program import describe
+from jobflow_worker.sessionfiles import read_beacon
 from jobflowd import guard
 from jobflowd.batchdesk import BatchDesk
-from jobflowd.batchopening import open_batch_desk
+from jobflowd.batchopening import open_batch_desk, warning_s
 from jobflowd.book import Settings
 from jobflowd.config import BATCH_LAUNCHERS, StartConfig, terms
+from jobflowd.dbfile import EXIT_CONFIG, StoreError
 from jobflowd.keys import KeyRing
 from jobflowd.mailboxes import MailboxClient
 from jobflowd.model import Changes
@@ -25,6 +27,7 @@ from jobflowd.performer import Carrier
 from jobflowd.processes import LocalDesk
 from jobflowd.sessiondir import Session
 from jobflowd.store import Store
+from jobflowd.telemetry import FilePublisher
 from jobflowd.zmqserver import ZmqServer
 
 #: Local workers are asked about this often, whatever the interval for a batch system is: the
@@ -49,6 +52,27 @@ class Transports:
         if self.zmq is not None:
             found["zmq"] = Carrier(self.zmq.send, self.zmq.forget)
         return found
+
+
+def lost_epoch(session: Session, epoch: int) -> int | None:
+    """The epoch to go on from if the database, at `epoch`, is behind what workers have seen.
+
+    Every start of a daemon is an epoch, stored before its beacon is written, so a beacon that is
+    ahead proves that the database was put back or lost: what it had acknowledged since may be
+    gone. Raises `StoreError` (78) then, unless that was allowed (RELIABILITY X8).
+    """
+    seen = read_beacon(session.paths.beacon)
+    if seen is None or seen.epoch <= epoch:
+        return None
+    if not session.config.accept_rollback:
+        state = f"is of start {epoch}" if epoch else "is new"
+        raise StoreError(
+            f"the database {session.db_path} {state}, but this session was started {seen.epoch} "
+            "times: it is an older copy, or not the one. Results since then are not in it. Put "
+            "the newest database back, or go on from this one with --accept-rollback",
+            EXIT_CONFIG,
+        )
+    return seen.epoch
 
 
 def make_settings(session: Session, store: Store, meta: dict[str, Any]) -> Settings:
@@ -79,6 +103,8 @@ def make_settings(session: Session, store: Store, meta: dict[str, Any]) -> Setti
         manager_timeout_s=60.0 * config.worker_manager_timeout_minutes,
         launch_poll_s=min(LOCAL_POLL_S, poll_s) if config.launcher == "multiprocess" else poll_s,
         launch_stale_s=config.launch_stale_timeout,
+        canary=config.launcher in BATCH_LAUNCHERS and not config.no_canary,
+        warning_s=warning_s(config),
         stay=config.stay,
         on_spec_change=config.on_spec_change,
     )
@@ -152,6 +178,20 @@ def open_desk(session: Session, umask: int, prefix: str) -> LocalDesk | BatchDes
         slots=config.slots,
         mode=config.mode,
         umask=umask,
+    )
+
+
+def open_telemetry(session: Session, epoch: int) -> FilePublisher | None:
+    """The snapshots in a file, if they are wanted."""
+    config = session.config
+    if config.telemetry_mode != "file":
+        return None
+    return FilePublisher(
+        config.telemetry_file or session.paths.snapshot,
+        config.telemetry_queue_size,
+        config.telemetry_refresh,
+        session=session.name,
+        epoch=epoch,
     )
 
 

@@ -27,6 +27,8 @@ from jobflowd.model import (
 
 #: After `shutdown --now` and a second signal: workers get this long to hand back.
 NOW_GRACE_S = 5.0
+#: Tasks changed in one request that get a line of history each.
+STORIES_MAX = 100
 
 
 def on_asked(book: Book, launching: Launching, event: Asked) -> None:
@@ -135,6 +137,7 @@ def _cancel(book: Book, _: Launching, args: Body) -> Body:
         else:
             _cancel_task(book, task)
             canceled.append(task_id)
+    _tell_of_each(book, "task_canceled", "tasks_canceled", canceled)
     text = f"{len(canceled)} tasks canceled"
     if unchanged:
         text += f", {len(unchanged)} had ended already"
@@ -166,7 +169,6 @@ def _cancel_task(book: Book, task: Task) -> None:
         book.record(task, task.current, task.worker, "canceled", "canceled")
     task.error = "canceled by the operator"
     book.move_task(task, TaskState.CANCELED)
-    book.story("task_canceled", task.error, task=task.task_id)
 
 
 def _retry(book: Book, _: Launching, args: Body) -> Body:
@@ -182,18 +184,36 @@ def _retry(book: Book, _: Launching, args: Body) -> Body:
             task.solo = SOLO_NO
             task.error = task.finished_at = None
             book.enqueue(task)
-            book.story("task_retried", "by the operator", task=task.task_id)
             queued.append(task_id)
         else:
             unchanged.append(task_id)
+    _tell_of_each(book, "task_retried", "tasks_retried", queued)
     text = f"{len(queued)} tasks queued again"
+    note = ""
     if queued and book.finishing is not None:
-        text += " for the next start, since this run is ending"
+        note = " for the next start, since this run is ending"
+    text += note
     if unchanged:
         text += f", {len(unchanged)} had not failed"
     if unknown:
         text += f", {len(unknown)} unknown"
-    return {"message": f"{text}.", "queued": queued, "unchanged": unchanged, "unknown": unknown}
+    return {
+        "message": f"{text}.",
+        "queued": queued,
+        "unchanged": unchanged,
+        "unknown": unknown,
+        "note": note,
+    }
+
+
+def _tell_of_each(book: Book, kind: str, kind_of_many: str, task_ids: list[str]) -> None:
+    """A line of history for each task; one for all of them where they would push out the rest."""
+    if len(task_ids) > STORIES_MAX:
+        listing = f"{task_ids[0]} to {task_ids[-1]}"
+        book.story(kind_of_many, f"{len(task_ids)} tasks by the operator: {listing}")
+        return
+    for task_id in task_ids:
+        book.story(kind, "by the operator", task=task_id)
 
 
 def known_of(new: NewTask) -> Known:

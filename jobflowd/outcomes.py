@@ -38,6 +38,8 @@ from jobflowd.model import (
 
 #: Failures that another try cannot cure.
 FINAL_CAUSES = ("unencodable", "nonretryable")
+#: An attempt that began so soon after its worker came had the worker's whole life.
+WHOLE_LIFE_S = 60.0
 #: Given-up attempts whose real outcome may still come.
 OPEN_OUTCOMES = ("lost", "unknown")
 
@@ -119,8 +121,12 @@ def _take(book: Book, worker: Worker, task: Task) -> Attempting | None:
 def _withdraw(book: Book, task: Task, reason: str) -> None:
     """Whoever else has the task is told to stop it; that attempt is charged to nobody.
 
-    It stays open: should this be too late, its success is as good as any other.
+    It stays open: should this be too late, its success is as good as any other. Of a held attempt
+    nobody can be told yet; its worker is, when it comes back and lists it.
     """
+    if task.held and task.worker is not None:
+        book.record(task, task.current, task.worker, "unknown", reason)
+        return
     other = book.by_row.get(task.worker if task.worker is not None else -1)
     attempting = other.attempts.pop(task.task_id, None) if other is not None else None
     if other is None or attempting is None:
@@ -159,12 +165,12 @@ def _finished(book: Book, worker: Worker, item: Finished) -> str:
         return "late"
     if kind == "current":
         _take(book, worker, task)
-    elif task.state in TASK_IN_FLIGHT:
-        _withdraw(book, task, "superseded")
     else:
+        _withdraw(book, task, "superseded")
         _refund(book, task, item.attempt)
     task.deliveries += 1
     task.error = None
+    book.durations.append(item.usage.duration_s)
     started_at = book.wall - item.usage.duration_s
     task.started_at = started_at
     book.move_task(task, TaskState.SUCCEEDED)
@@ -249,6 +255,11 @@ def _failed(book: Book, worker: Worker, item: Failed) -> str:
     return "accepted"
 
 
+def _had_whole_life(worker: Worker, started_at: float | None) -> bool:
+    """The attempt began with its worker, so that more time is nowhere to be had."""
+    return started_at is not None and started_at - worker.registered_at <= WHOLE_LIFE_S
+
+
 def _returned(book: Book, worker: Worker, item: Returned) -> str:
     task = book.find(item.task_id)
     if task is None:
@@ -263,9 +274,9 @@ def _returned(book: Book, worker: Worker, item: Returned) -> str:
         book.enqueue(task, again=False)
         return "accepted"
     task.deliveries += 1
-    if item.cause == "walltime":
-        task.walltimes += 1
     started_at = attempting.started_at if attempting is not None else None
+    if item.cause == "walltime" and _had_whole_life(worker, started_at):
+        task.walltimes += 1
     book.record(task, item.attempt, worker.row, "returned", item.cause, started_at=started_at)
     if task.walltimes >= 2:
         fail(book, task, "it used up a worker's whole walltime twice: it does not fit")
@@ -397,6 +408,8 @@ def claim(book: Book, worker: Worker, held: Held, *, running: bool) -> bool:
             return False
         _withdraw(book, task, "revoked")
         book.move_task(task, TaskState.QUEUED)
+    elif held.attempt != task.current:
+        _withdraw(book, task, "revoked")
     _refund(book, task, held.attempt)
     book.move_task(task, TaskState.ASSIGNED)
     task.current = held.attempt

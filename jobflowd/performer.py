@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from jobflow_worker.messages import MANAGER, Assign, Assignment, Envelope
 from jobflow_worker.sessionfiles import SessionFileError
-from jobflowd.admin import AdminServer
 from jobflowd.batchdesk import BatchDesk
+from jobflowd.bulk import Answering
 from jobflowd.effects import (
     CancelLaunch,
     Deliver,
@@ -46,7 +46,7 @@ class Performer:
         self,
         store: Store,
         carriers: dict[str, Carrier],
-        admin: AdminServer,
+        admin: Answering,
         desk: LocalDesk | BatchDesk | None,
         stop_generator: Callable[[], None],
         keys: KeyRing | None = None,

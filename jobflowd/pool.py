@@ -78,7 +78,8 @@ class PoolView:
     `ready`, `soon_due` and `running` are tasks; `running` are those given to a worker. `may_submit`
     is False while the hold of a restart, a pause or a missing status answer forbids it.
     `coming_max` bounds the launches that have not brought a worker yet (None: no bound): 0 while
-    the breaker is open, 1 while one launch must prove that workers can start at all.
+    the breaker is open, 1 while one launch must prove that workers can start at all. `overlap`:
+    replacements wait in a batch queue, so they are submitted while those they replace still leave.
     """
 
     now: float
@@ -91,6 +92,7 @@ class PoolView:
     workers: tuple[WorkerView, ...] = ()
     may_submit: bool = True
     coming_max: int | None = None
+    overlap: bool = False
 
 
 class PoolState(NamedTuple):
@@ -161,8 +163,16 @@ def _useful_workers(view: PoolView) -> int:
 def _room_to_submit(view: PoolView, coming: int, present: int, target: int) -> int:
     if not view.may_submit:
         return 0
-    leaving = sum(1 for one in view.workers if one.managed and one.leaving)
-    canceled = sum(1 for one in view.launches if one.state in COMING and one.cancel_asked)
+    leaving = 0
+    if not view.overlap:
+        leaving = sum(1 for one in view.workers if one.managed and one.leaving)
+    # A job whose worker was lost may take hours to vanish from a batch queue; it is no capacity.
+    gone = (LaunchState.STALE,) if view.overlap else ()
+    canceled = sum(
+        1
+        for one in view.launches
+        if one.state in COMING and one.cancel_asked and one.state not in gone
+    )
     room = min(target - present, view.wanted - present - leaving - canceled)
     if view.coming_max is not None:
         room = min(room, view.coming_max - coming)
@@ -197,6 +207,7 @@ class Breaker:
     tail: str = ""
     submit_failures: int = 0
     empty_ends: int = 0
+    limited: bool = False
     pause_s: float = BACKOFF_S
     paused_until: float | None = None
 
@@ -207,17 +218,23 @@ class Breaker:
 
     def on_submitted(self) -> None:
         """The batch system took a launch: submitting works. Whether workers start is not known."""
-        if self.open and self.submit_failures >= SUBMIT_FAILURES_MAX:
+        if self.open and (self.limited or self.submit_failures >= SUBMIT_FAILURES_MAX):
             self._close()
         self.submit_failures = 0
 
-    def on_submit_failed(self, now: float, reason: str) -> None:
-        """A submission was refused (not: its fate is unknown)."""
+    def on_submit_failed(self, now: float, reason: str, *, limited: bool = False) -> None:
+        """A submission was refused (not: its fate is unknown). `limited`: the site has enough of
+        our jobs for now, so that the next try can only fail as well."""
         self.submit_failures += 1
-        if self.submit_failures >= SUBMIT_FAILURES_MAX:
+        often = self.submit_failures >= SUBMIT_FAILURES_MAX
+        self.limited = limited
+        if limited:
+            self.why = f"the site takes no more jobs for now: {reason}"
+        elif often:
             self.why = f"{self.submit_failures} submissions in a row failed: {reason}"
+        if often or limited:
             self.tail = ""
-        self._failed(now, self.submit_failures >= SUBMIT_FAILURES_MAX)
+        self._failed(now, often or limited)
 
     def on_ended_empty(self, now: float, reason: str, tail: str) -> None:
         """A launch ended before its worker registered, and neither we nor the user cancelled it."""
@@ -262,6 +279,7 @@ class Breaker:
 
     def _close(self) -> None:
         self.paused_until = None
+        self.limited = False
         self.why = ""
         self.tail = ""
 

@@ -31,6 +31,7 @@ import jobflow_worker
 from jobflow_worker import limits
 from jobflow_worker.messages import is_label
 from jobflow_worker.sessionfiles import SessionFileError, SessionPaths, make_private_dir
+from jobflowd import rlimits
 from jobflowd.events import LaunchSeen, SubmitFailed, Submitted
 from jobflowd.launchers import multiprocess
 from jobflowd.launchers.multiprocess import LocalProcess, ProcessStat
@@ -134,6 +135,7 @@ class LocalDesk:
             return SubmitFailed(launch_id, f"cannot start a worker: {what} does not exist")
         except (OSError, SessionFileError) as error:
             return SubmitFailed(launch_id, f"cannot start a worker: {error}")
+        rlimits.give_back(popen.pid)
         stat = _read_stat(popen.pid)
         # Our own child cannot be reaped behind our back, so even a dead one has its entry.
         ticks = stat.start_ticks if stat is not None else 0

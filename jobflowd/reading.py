@@ -14,10 +14,11 @@ from typing import Any
 import psutil
 
 from jobflow_worker import __version__
-from jobflowd import answers, queries
+from jobflowd import answers, inquiries, queries
 from jobflowd.admin import AdminServer, Request
 from jobflowd.census import Census, Here
 from jobflowd.coordinator import Coordinator
+from jobflowd.inquiries import Inquiries
 from jobflowd.store import Store
 
 Body = dict[str, Any]
@@ -31,9 +32,20 @@ TRACEBACKS_MAX = 10
 class Reader:
     """Everything that only looks."""
 
-    def __init__(self, store: Store, admin: AdminServer, warnings: tuple[str, ...] = ()) -> None:
-        """`warnings` are those of the start: they stay true as long as this process lives."""
+    def __init__(
+        self,
+        store: Store,
+        admin: AdminServer,
+        inquiries: Inquiries,
+        warnings: tuple[str, ...] = (),
+        *,
+        serving: bool = False,
+    ) -> None:
+        """`warnings` are those of the start: they stay true as long as this process lives.
+        `serving`: the run has ended, and is only asked about."""
         self._warnings = warnings
+        self._inquiries = inquiries
+        self._serving = serving
         self._store = store
         self._admin = admin
         self._process = psutil.Process()
@@ -46,7 +58,8 @@ class Reader:
         ticket, args = request.ticket, request.args
         match request.cmd:
             case "ping":
-                self._admin.answer(ticket, {"pid": os.getpid(), "version": __version__})
+                body = {"pid": os.getpid(), "version": __version__, "serving": self._serving}
+                self._admin.answer(ticket, body)
             case "status":
                 body = answers.status(census(), self.here(), time.time())
                 self._admin.answer(ticket, body)
@@ -62,11 +75,13 @@ class Reader:
             case "task":
                 self._task(ticket, str(args["task_id"]), coordinator)
             case "events":
-                after = args.get("after")
-                page = queries.event_page(
-                    self._store, None if after is None else str(after), _limit(args)
-                )
-                self._admin.answer(ticket, answers.events(page))
+                self._admin.answer(ticket, answers.events(self._events(args)))
+            case cmd if cmd in inquiries.CMDS:
+                found = self._inquiries.ask(cmd, args, coordinator, census, self.here)
+                if isinstance(found, tuple):
+                    self._admin.refuse(ticket, *found)
+                else:
+                    self._admin.answer(ticket, found)
             case _:
                 self._admin.refuse(ticket, "usage", f"{request.cmd} cannot be answered here.")
 
@@ -87,6 +102,12 @@ class Reader:
             db_bytes=self._store.size_bytes(),
             warnings=(*self._warnings, trouble) if trouble else self._warnings,
         )
+
+    def _events(self, args: Body) -> queries.Page:
+        task_id = args.get("task_id")
+        if args.get("last") is not None:
+            return queries.last_events(self._store, int(args["last"]), task_id)
+        return queries.event_page(self._store, args.get("after"), _limit(args), task_id)
 
     def _tasks(self, ticket: int, args: Body, census: Census) -> None:
         page = queries.task_page(self._store, args.get("after"), _limit(args), args.get("state"))

@@ -19,6 +19,11 @@ from jobflowd.model import (
     WorkerState,
 )
 
+#: Reports that a worker must miss after the batch system called its job over.
+DOUBT_HEARTBEATS = 3
+#: Launchers whose jobs may run again by themselves.
+BATCH_LAUNCHERS = ("slurm", "lsf", "sge")
+
 
 def is_proven(book: Book, peer: str | None, launch_id: str | None) -> bool:
     """May the holder of this key speak for a worker of this launch? A transport without keys
@@ -145,6 +150,7 @@ def renew(book: Book, worker: Worker) -> None:
         return
     lease_s = max(book.settings.terms[worker.transport][1], 0.0)
     worker.heard_at = book.now
+    worker.line.doubt = ""
     worker.lease_until = book.now + lease_s
     book.deadlines.set(("lease", worker.worker_id), worker.lease_until)
 
@@ -268,7 +274,23 @@ def expire(book: Book, worker: Worker) -> None:
         # Looked at again right after the next drain; a short step keeps the loop from spinning.
         book.deadlines.set(("lease", worker.worker_id), max(worker.lease_until, book.now + 0.05))
         return
+    if worker.line.doubt and not worker.line.gone_cause:
+        worker.line.gone_cause = worker.line.doubt
+        worker.line.gone_charge = worker.line.doubt_charge
     lose(book, worker, worker.line.gone_cause or "worker lost: its lease expired")
+
+
+def doubt(book: Book, worker: Worker, cause: str, *, charge: bool) -> None:
+    """The batch system says that its job is over. A worker that goes on reporting is believed; one
+    that misses as many reports as half of the shortest lease has is lost, for that cause."""
+    line = worker.line
+    if not worker.registered or line.gone_cause:
+        return
+    if not line.doubt:
+        heartbeat_s = book.settings.terms[worker.transport][0]
+        worker.lease_until = min(worker.lease_until, book.now + DOUBT_HEARTBEATS * heartbeat_s)
+        book.deadlines.set(("lease", worker.worker_id), worker.lease_until)
+    line.doubt, line.doubt_charge = cause, charge
 
 
 def gone(book: Book, worker: Worker, cause: str, *, charge: bool) -> None:
@@ -290,7 +312,11 @@ def lose(book: Book, worker: Worker, cause: str) -> None:
     level = "warning" if worker.line.gone_charge else "info"
     book.story("worker_lost", cause, worker=worker.worker_id, launch=worker.launch_id, level=level)
     launch = book.launches.get(worker.launch_id or "")
-    if launch is not None and launch.state is LaunchState.ONLINE:
+    if (
+        launch is not None
+        and launch.state is LaunchState.ONLINE
+        and launch.worker in (None, worker.row)
+    ):
         # Its place is refilled; what is left of it is taken away.
         launch.cancel_asked = True
         book.move_launch(launch, LaunchState.STALE, cause)
@@ -303,8 +329,14 @@ def leave(book: Book, worker: Worker, reason: str) -> None:
     outcomes.give_up(book, worker, f"worker left: {reason}", charge=False)
     book.story("worker_left", reason, worker=worker.worker_id, launch=worker.launch_id)
     launch = book.launches.get(worker.launch_id or "")
-    if launch is not None and launch.state not in LAUNCH_OVER:
-        book.move_launch(launch, LaunchState.ENDED, reason)
+    if (
+        launch is not None
+        and launch.state not in LAUNCH_OVER
+        and launch.worker in (None, worker.row)
+    ):
+        # A job that was preempted may have been queued again: only the batch system knows.
+        unsure = reason == "preempted" and book.settings.launcher in BATCH_LAUNCHERS
+        book.move_launch(launch, LaunchState.STALE if unsure else LaunchState.ENDED, reason)
     _offline(book, worker, reason)
 
 

@@ -22,6 +22,7 @@ from jobflowd.model import (
     Worker,
     WorkerState,
 )
+from jobflowd.signatures import Signatures
 
 Row = Sequence[Any]
 
@@ -76,6 +77,15 @@ _ATTEMPT_REPLACE: Final = (
     " charged, exit_signal, exit_code, duration_s, cpu_s, max_rss_bytes, error, traceback,"
     " output_tail) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
+_SIGNATURE_INSERT: Final = "INSERT OR IGNORE INTO signatures (text) VALUES (?)"
+_SIGNATURE_HOST: Final = (
+    "INSERT INTO signature_hosts (signature, host, count)"
+    " SELECT s.id, w.host, 1 FROM signatures s, workers w WHERE s.text = ? AND w.id = ?"
+    " ON CONFLICT (signature, host) DO UPDATE SET count = count + 1"
+)
+_TASK_SIGNATURE: Final = (
+    "UPDATE tasks SET signature = (SELECT id FROM signatures WHERE text = ?) WHERE id = ?"
+)
 #: Not OR REPLACE: that a second result of a task cannot be written is a promise.
 _RESULT_INSERT: Final = (
     "INSERT INTO task_results (id, attempt, body, file_name, file_size, file_sha256)"
@@ -121,8 +131,7 @@ WORKERS_BY_ID: Final = {
     for size in CHUNKS
 }
 VERDICTS_BY_WORKER: Final = {
-    size: "SELECT worker, counter, verdict FROM processed_messages"
-    f" WHERE worker IN {_one_of(size)}"
+    size: f"SELECT worker, counter, verdict FROM processed_messages WHERE worker IN {_one_of(size)}"
     for size in CHUNKS
 }
 SPECS_BY_ROW: Final = {
@@ -289,7 +298,28 @@ def _story_values(story: Story) -> Row:
     )
 
 
-def statements(changes: Changes) -> Iterator[tuple[str, Sequence[Row]]]:
+def _failure_statements(
+    changes: Changes, signatures: Signatures
+) -> Iterator[tuple[str, Sequence[Row]]]:
+    """Into which group each failed attempt belongs, and each task that it ended."""
+    named: dict[int, str] = {}
+    seen: list[Row] = []
+    for attempt in changes.attempts:
+        task = changes.tasks.get(attempt.task)
+        ended = task is not None and task.state is TaskState.FAILED
+        if attempt.outcome in ("failed", "lost") or (ended and attempt.outcome == "returned"):
+            text = clean(signatures.of(attempt)) or ""
+            seen.append((text, attempt.worker))
+            if ended:
+                named[attempt.task] = text
+    if seen:
+        yield _SIGNATURE_INSERT, [(text,) for text in dict.fromkeys(one[0] for one in seen)]
+        yield _SIGNATURE_HOST, seen
+    if named:
+        yield _TASK_SIGNATURE, [(text, row) for row, text in named.items()]
+
+
+def statements(changes: Changes, signatures: Signatures) -> Iterator[tuple[str, Sequence[Row]]]:
     """The statements that make `changes` durable, in order, each with its rows."""
     if changes.workers:
         yield _WORKER_UPSERT, [_worker_values(worker) for worker in changes.workers.values()]
@@ -308,6 +338,7 @@ def statements(changes: Changes) -> Iterator[tuple[str, Sequence[Row]]]:
         yield _SPEC_SIZE_UPDATE, [(len(spec), row) for row, _, spec in changes.new_specs]
     if changes.attempts:
         yield _ATTEMPT_REPLACE, [_attempt_values(row) for row in changes.attempts]
+        yield from _failure_statements(changes, signatures)
     if changes.results:
         yield _RESULT_INSERT, changes.results
     if changes.processed:

@@ -9,12 +9,14 @@ goes to a worker that has nothing else.
 from __future__ import annotations
 
 from jobflow_worker import limits
-from jobflowd import outbound
+from jobflowd import outbound, walltime
 from jobflowd.book import Book
 from jobflowd.model import SOLO_NO, SOLO_SLOT, SOLO_WORKER, Task, Worker, WorkerState
 
 #: Unseen spec bytes that a mailbox may hold: half of it stays free for the rest.
 MAILBOX_SPEC_BYTES_MAX = limits.MAILBOX_BYTES_MAX // 2
+#: Tasks that did not fit a worker's time, after which it is not offered more in this turn.
+MISFITS_MAX = 100
 
 
 def assign_ready(book: Book) -> None:
@@ -25,6 +27,8 @@ def assign_ready(book: Book) -> None:
         return
     asking = [_Room(book, worker) for worker in book.workers.values() if _may_take(worker)]
     asking = [room for room in asking if room.left > 0]
+    # Who has most time goes first: what it cannot take, nobody can.
+    asking.sort(key=lambda room: room.time_left, reverse=True)
     aside: list[Task] = []
     while asking and len(book.ready):
         share = max(1, len(book.ready) // len(asking))
@@ -53,6 +57,9 @@ class _Room:
             self.bytes_left = min(self.bytes_left, MAILBOX_SPEC_BYTES_MAX - unseen)
         self.seq = 0
         self.full = self.bytes_left <= 0
+        left = walltime.room_s(book, worker)
+        self.time_left = float("inf") if left is None else left
+        self.usual = None if left is None else walltime.usual_s(book)
 
     def company(self) -> None:
         """A worker with a solo task takes no more than that allows."""
@@ -96,6 +103,13 @@ def _fill(book: Book, room: _Room, share: int, aside: list[Task]) -> None:
             aside.append(task)
             room.full = True
             return
+        if not walltime.fits(book, worker, task, room.usual):
+            if not walltime.misfit(book, worker, task):
+                aside.append(task)
+            room.full = room.full or worker.shutdown is not None or len(aside) >= MISFITS_MAX
+            if room.full:
+                return
+            continue
         if task.spec_bytes > room.bytes_left and room.seq:
             book.ready.offer(task)
             room.full = True

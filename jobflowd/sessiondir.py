@@ -20,6 +20,7 @@ import json
 import os
 import re
 import shutil
+import sqlite3
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -33,7 +34,6 @@ from jobflow_worker.sessionfiles import (
     SessionPaths,
     SessionRecord,
     make_private_dir,
-    read_beacon,
     write_private,
 )
 from jobflowd import config as configuration
@@ -47,6 +47,7 @@ from jobflowd.sessionplace import (
     check_pointer,
     ended_file,
     has_record,
+    judge_program,
     pointed_directory,
     worded,
     write_pointer,
@@ -58,7 +59,6 @@ __all__ = [
     "SessionError",
     "default_name",
     "ended_file",
-    "lost_epoch",
     "open_session",
 ]
 
@@ -149,27 +149,6 @@ def open_session(
         raise worded(error, plan.paths.root) from None
 
 
-def lost_epoch(session: Session, epoch: int) -> int | None:
-    """The epoch to go on from if the database, at `epoch`, is behind what workers have seen.
-
-    Every start of a daemon is an epoch, stored before its beacon is written, so a beacon that is
-    ahead proves that the database was put back or lost: what it had acknowledged since may be
-    gone. Raises `SessionError` (78) then, unless that was allowed (RELIABILITY X8).
-    """
-    seen = read_beacon(session.paths.beacon)
-    if seen is None or seen.epoch <= epoch:
-        return None
-    if not session.config.accept_rollback:
-        state = f"is of start {epoch}" if epoch else "is new"
-        raise SessionError(
-            f"the database {session.db_path} {state}, but this session was started {seen.epoch} "
-            "times: it is an older copy, or not the one. Results since then are not in it. Put "
-            "the newest database back, or go on from this one with --accept-rollback",
-            EXIT_CONFLICT,
-        )
-    return seen.epoch
-
-
 # --- judging, without a trace -----------------------------------------------------------------
 
 
@@ -188,6 +167,11 @@ class _Plan:
     filesystem: str
     network_fs: bool
     warnings: list[str]
+
+
+def foresee(config: StartConfig) -> _Plan:
+    """What a start typed here and now would do; refuses what it would refuse, leaves no trace."""
+    return _plan(config, Path.cwd())
 
 
 def _plan(config: StartConfig, cwd: Path) -> _Plan:
@@ -215,7 +199,14 @@ def _plan(config: StartConfig, cwd: Path) -> _Plan:
             config = replace(config, program_args=dict(old.program_args))
     args = dict(config.program_args)
     if old is not None and not config.fresh:
-        _check_identity(name, old, program, args)
+        try:
+            _check_identity(name, old, program, args)
+        except SessionError:
+            if not _is_empty(_old_database(paths, old)):
+                raise
+            # The first try named no task: whoever mends its arguments has nothing to lose.
+            config = replace(config, fresh=True)
+            warnings.append(f"session {name} had no task yet; it begins anew as this start says")
     check_pointer(name, paths.root)
     filesystem, network_fs = filesystem_of(paths.root)
     config, db_path = _database(config, paths, old)
@@ -232,7 +223,7 @@ def _plan(config: StartConfig, cwd: Path) -> _Plan:
         db_path=db_path,
         filesystem=filesystem,
         network_fs=network_fs,
-        warnings=[*warnings, *_volatile(filesystem, paths.root)],
+        warnings=[*warnings, *_volatile(filesystem, paths.root), *judge_program(program.path)],
     )
 
 
@@ -318,6 +309,15 @@ def _database(
             EXIT_CONFLICT,
         )
     return config, config.db_path
+
+
+def _is_empty(path: Path) -> bool:
+    """Whether this is a database of ours, in which no task was ever recorded."""
+    try:
+        with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as database:
+            return database.execute("SELECT 1 FROM tasks LIMIT 1").fetchone() is None
+    except (sqlite3.Error, ValueError):
+        return False
 
 
 def _volatile(filesystem: str, root: Path) -> list[str]:

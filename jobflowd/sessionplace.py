@@ -130,6 +130,28 @@ def _check_parents(root: Path) -> list[str]:
     return list(dict.fromkeys(warnings))
 
 
+def judge_program(path: str) -> list[str]:
+    """Warnings if others could change the program's text, which runs as this user everywhere."""
+    warnings: list[str] = []
+    real = Path(os.path.realpath(path))
+    for one in (real, *real.parents):
+        try:
+            about = os.stat(one)
+        except OSError:
+            continue
+        sticky = one != real and about.st_mode & stat.S_ISVTX
+        if about.st_uid not in (0, os.geteuid()):
+            warnings.append(
+                f"{one} belongs to user {about.st_uid}, who can change what the program does as you"
+            )
+        elif about.st_mode & stat.S_IWOTH and not sticky:
+            warnings.append(
+                f"{one} can be written by everybody, who can change what the program does as you; "
+                f"chmod o-w {one}"
+            )
+    return warnings
+
+
 # --- the pointer by name ----------------------------------------------------------------------
 
 

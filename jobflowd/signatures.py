@@ -17,7 +17,7 @@ from jobflowd.model import AttemptRow
 SIGNATURES_MAX: Final = 500
 #: Characters of a signature, and how much of a message is looked at for it.
 TEXT_MAX: Final = 200
-_MESSAGE_MAX: Final = 1000
+_MESSAGE_MAX: Final = 300
 _TRACEBACK_MAX: Final = 20_000
 
 #: What varies, and the word that stands for it; the order matters.
@@ -42,9 +42,9 @@ def signature(attempt: AttemptRow, *, brief: bool = False) -> str:
     """
     if attempt.outcome in ("lost", "unknown"):
         text = f"{_LOST}: {_plain(attempt.cause)}"
-    elif attempt.exit_signal:
+    elif attempt.cause == "crash" and attempt.exit_signal:
         text = f"{attempt.cause}: {attempt.exit_signal}"
-    elif attempt.exit_code is not None:
+    elif attempt.cause == "crash" and attempt.exit_code is not None:
         text = f"{attempt.cause}: exit code {attempt.exit_code}"
     elif attempt.traceback:
         text = _exception(attempt, brief)

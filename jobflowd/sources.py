@@ -13,10 +13,11 @@ import zmq
 
 from jobflow_worker.messages import Envelope, Register
 from jobflowd import events as ev
-from jobflowd import logs, queries
+from jobflowd import logs
 from jobflowd.admin import AdminServer, Request
 from jobflowd.api import READS
 from jobflowd.batchdesk import BatchDesk
+from jobflowd.bulk import Bulk
 from jobflowd.generate import GeneratorProcess
 from jobflowd.mailboxes import Mail
 from jobflowd.opening import Transports
@@ -45,12 +46,13 @@ class Sources:
         generator: GeneratorProcess,
         on_register: Callable[[Register], None],
     ) -> None:
-        self._store = store
         self._admin = admin
         self._transports = transports
         self._desk = desk
         self._generator: GeneratorProcess | None = generator
         self._on_register = on_register
+        #: Answers to changing requests go through here.
+        self.bulk = Bulk(store, admin)
         #: Workers whose spool was handed over in this pass: done with once it is committed.
         self.spools: list[str] = []
         self.transports_ready = False
@@ -70,6 +72,8 @@ class Sources:
 
     def next_deadline(self, now: float) -> float:
         """When to drain even if nothing is readable."""
+        if self.bulk.busy:
+            return now
         times = [self._admin.next_deadline(now), self._transports.mail.next_deadline()]
         if self._desk is not None:
             times.append(self._desk.next_deadline())
@@ -87,28 +91,14 @@ class Sources:
                 reads.append(request)
                 continue
             _log.info("asked", cmd=request.cmd, args=request.args, pid=request.pid, uid=request.uid)
-            events.append(ev.Asked(request.ticket, request.cmd, self._expanded(request)))
+            if request.cmd == "yield":
+                self._admin.refuse(
+                    request.ticket, "conflict", "This daemon runs its session.", "See: status"
+                )
+            elif not self.bulk.takes(request.ticket, request.cmd, request.args, time.time()):
+                events.append(ev.Asked(request.ticket, request.cmd, dict(request.args)))
+        events += self.bulk.events()
         return reads
-
-    def _expanded(self, request: Request) -> dict[str, Any]:
-        """`cancel --all` and `retry --failed` name their tasks here, page by page."""
-        args = dict(request.args)
-        if request.cmd == "cancel" and args.pop("all", False):
-            args["task_ids"] = self._ids_in("queued", "assigned", "running")
-        elif request.cmd == "retry" and args.pop("failed", False):
-            args["task_ids"] = self._ids_in("failed")
-        return args
-
-    def _ids_in(self, *states: str) -> list[str]:
-        found: list[str] = []
-        for state in states:
-            after: str | None = None
-            while True:
-                page, after = queries.task_page(self._store, after, queries.PAGE_MAX, state)
-                found += [row["task_id"] for row in page]
-                if after is None:
-                    break
-        return found
 
     # --- processes ------------------------------------------------------------------------------
 

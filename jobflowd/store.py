@@ -42,6 +42,7 @@ from jobflowd.model import (
     Worker,
     WorkerState,
 )
+from jobflowd.signatures import SIGNATURES_MAX, Signatures
 
 __all__ = ["ChangesRefused", "DiskFull", "Recovery", "Store", "StoreBroken", "StoreError"]
 
@@ -90,11 +91,14 @@ class Store:
         self._db: sqlite3.Connection | None = None
         self._broken: StoreBroken | None = None
         self._stories = 0
+        self._signatures = Signatures()
 
     def open(self, *, patience_s: float = PATIENCE_S) -> None:
         """Open, lock, check and migrate the file. `patience_s`: how long to wait for its lock."""
         if self._db is None:
             self._db = dbfile.connect(self.path, patience_s)
+            known = self.read("SELECT text FROM signatures LIMIT ?", (SIGNATURES_MAX,))
+            self._signatures.learn([text for (text,) in known])
 
     def close(self) -> None:
         """Bring everything into the one file and let go of it. Does nothing when broken."""
@@ -146,7 +150,7 @@ class Store:
             return
         # Closed in any case: a cursor that lives on in a traceback keeps the file locked.
         with self._transaction() as db, contextlib.closing(db.cursor()) as cursor:
-            for sql, values in rows.statements(changes):
+            for sql, values in rows.statements(changes, self._signatures):
                 cursor.executemany(sql, values)
                 if sql.startswith("UPDATE") and cursor.rowcount != len(values):
                     raise ChangesRefused(

@@ -5,8 +5,11 @@ Pure. From memory only, so that it can be asked at any time, also while the disk
 
 from __future__ import annotations
 
+import math
+
 from jobflowd import census
 from jobflowd.coordinator import Coordinator
+from jobflowd.forecast import Forecast
 from jobflowd.model import LaunchState, TaskState, Worker, WorkerState
 
 #: Throughput is a mean over this many seconds.
@@ -21,7 +24,7 @@ def take_census(
     counts = book.counts
     state, reason = _state(coordinator, degraded)
     rate = throughput(coordinator)
-    breaker = coordinator.launching.breaker
+    expected = forecast(coordinator)
     online = tuple(_worker(coordinator, one) for one in book.workers.values() if one.registered)
     return census.Census(
         session=book.settings.session,
@@ -44,10 +47,18 @@ def take_census(
         launch_counts=_launch_counts(coordinator),
         target=book.wanted if coordinator.launching.active else len(online),
         throughput_per_s=rate,
-        eta_s=book.remaining / rate if rate and book.remaining and book.generated else None,
-        launching=census.Launching(breaker.open, _why_paused(breaker.why, breaker.tail)),
+        eta_s=_middle(expected),
+        forecast=expected,
+        launching=_launching(coordinator),
         warnings=tuple(book.warnings.values()),
     )
+
+
+def _launching(coordinator: Coordinator) -> census.Launching:
+    launching = coordinator.launching
+    breaker = launching.breaker
+    canary = launching.active and launching.canary
+    return census.Launching(breaker.open, _why_paused(breaker.why, breaker.tail), canary)
 
 
 def _why_paused(why: str, tail: str) -> str:
@@ -95,6 +106,28 @@ def throughput(coordinator: Coordinator) -> float | None:
     since, before = recent[0]
     span = book.now - since
     return (book.completed - before) / span if span >= 0.5 else None
+
+
+def forecast(coordinator: Coordinator) -> Forecast:
+    """When the run may end, as a range, or why that cannot be known."""
+    book = coordinator.book
+    held_back = ""
+    if not book.generated:
+        held_back = "generate_tasks() has not named all tasks yet"
+    elif book.finishing is not None:
+        held_back = "the run is ending with work left" if book.remaining else ""
+    elif book.paused:
+        held_back = "the run is paused"
+    return book.pace.forecast(
+        book.now, remaining=book.remaining, busy=book.busy_slots, held_back=held_back
+    )
+
+
+def _middle(expected: Forecast) -> float | None:
+    """One number for who wants one: between the ends of the range, as ratios go."""
+    if expected.low_s is None or expected.high_s is None:
+        return None
+    return math.sqrt(expected.low_s * expected.high_s)
 
 
 def _worker(coordinator: Coordinator, worker: Worker) -> census.WorkerView:

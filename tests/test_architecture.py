@@ -29,6 +29,7 @@ PURE = frozenset(
         "deadlines",
         "effects",
         "events",
+        "forecast",
         "launching",
         "model",
         "operators",
@@ -38,6 +39,7 @@ PURE = frozenset(
         "quarantine",
         "reports",
         "schedule",
+        "walltime",
         "window",
     )
 ) | frozenset(

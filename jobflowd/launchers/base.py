@@ -26,6 +26,11 @@ WARNING_S: Final = 120
 END_VARIABLE: Final = "JOBFLOW_END_AT"
 
 
+def warning_before(limit_s: float | None) -> int:
+    """Seconds before its end at which a worker with this time limit is warned."""
+    return WARNING_S if limit_s is None else max(1, min(WARNING_S, int(limit_s) // 4))
+
+
 @dataclass(frozen=True, slots=True)
 class LaunchContext:
     """One launch, spelled out. Paths are absolute; nothing here is quoted yet.

@@ -17,7 +17,6 @@ from typing import Final
 
 from jobflowd.launchers import jobtext
 from jobflowd.launchers.base import (
-    WARNING_S,
     Accepted,
     Answer,
     JobSeen,
@@ -25,6 +24,7 @@ from jobflowd.launchers.base import (
     NoEvidence,
     Refused,
     Unknown,
+    warning_before,
 )
 from jobflowd.model import LaunchState
 
@@ -168,7 +168,7 @@ def _directives(ctx: LaunchContext) -> list[str]:
     if options.get("time") is not None:
         limit = int(float(options["time"]))
         # The soft limit's signal is the warning. It needs room below the hard one.
-        lines.append(f"-l h_rt={limit},s_rt={max(1, limit - min(WARNING_S, limit // 2))}")
+        lines.append(f"-l h_rt={limit},s_rt={max(1, limit - warning_before(limit))}")
     if ctx.exclude_hosts:
         lines.append(f"-l h=!({'|'.join(ctx.exclude_hosts)})")
     kept = [one for one in lines if one.split()[0].lstrip("-") not in ctx.skip]

@@ -17,7 +17,6 @@ from typing import Final
 
 from jobflowd.launchers import jobtext
 from jobflowd.launchers.base import (
-    WARNING_S,
     Accepted,
     Answer,
     JobSeen,
@@ -25,6 +24,7 @@ from jobflowd.launchers.base import (
     NoEvidence,
     Refused,
     Unknown,
+    warning_before,
 )
 from jobflowd.model import LaunchState
 
@@ -231,8 +231,9 @@ def _directives(ctx: LaunchContext) -> list[str]:
         "chdir": ctx.start_dir,
         "nodes": "1",
         "ntasks": "1",
-        "signal": f"B:USR1@{WARNING_S}",
     }
+    limit = None if options.get("time") is None else float(options["time"])
+    given["signal"] = f"B:USR1@{warning_before(limit)}"
     for name in ("partition", "account", "qos", "gres", "constraint"):
         if options.get(name) is not None:
             given[name] = str(options[name])
@@ -240,8 +241,8 @@ def _directives(ctx: LaunchContext) -> list[str]:
         given["cpus-per-task"] = str(options["cpus"])
     if options.get("mem") is not None:
         given["mem"] = f"{jobtext.mebibytes(options['mem'])}M"
-    if options.get("time") is not None:
-        given["time"] = jobtext.clock(float(options["time"]))
+    if limit is not None:
+        given["time"] = jobtext.clock(limit)
     if ctx.exclude_hosts:
         given["exclude"] = ",".join(ctx.exclude_hosts)
     lines = [
@@ -252,8 +253,9 @@ def _directives(ctx: LaunchContext) -> list[str]:
     if "no-requeue" not in ctx.skip:
         lines.append("--no-requeue")
     for arg in ctx.args:
-        name, space, value = arg.strip().partition(" ")
-        lines.append(_quoted(name) + (f" {_quoted(value.strip())}" if space else ""))
+        name, blank, value = arg.strip().partition(" ")
+        apart = blank and "=" not in name
+        lines.append(f"{name} {_quoted(value.strip())}" if apart else _quoted(arg.strip()))
     return lines
 
 

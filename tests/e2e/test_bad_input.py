@@ -74,16 +74,27 @@ def test_args_that_are_not_an_object(world: World, args: str) -> None:
 
 def generation_fails(world: World, *says: str) -> str:
     """The start ends with 65, having said why."""
-    found = world.run("--workers", "1", code=65)
-    assert "Traceback" not in found.stderr
-    for one in says:
-        assert one in found.stderr, found.stderr
-    return found.stderr
+    return refused(world, 65, *says)
 
 
 def test_generate_tasks_raises_at_once(world: World) -> None:
     program(world, "raise ValueError('no inputs in /data')")
     generation_fails(world, "ValueError", "no inputs in /data")
+
+
+def test_a_first_try_that_named_no_task_binds_nobody(world: World) -> None:
+    """Whoever mistyped the class or the arguments just starts again."""
+    world.program.write_text(HEADER + CLASS.format(name="One", body="raise OSError('no')"))
+    refused(world, 65, "OSError")
+    world.program.write_text(HEADER + CLASS.format(name="Two", body="return []"))
+    again = ("start", "--session-id", "t1", "--workers", "1")
+    named = ("--program", f"{world.program}:Two", "--program-args", '{"a": 1}')
+    assert "no task" in world.cli.run("jobflowd", *again, *named).stderr
+    program(world, "return [TaskDefinition('a', {})]", name="Three")
+    named = ("--program", f"{world.program}:Three", "--program-args", '{"a": 2}')
+    assert "1 succeeded" in world.cli.run("jobflowd", *again, *named).stderr
+    named = ("--program", f"{world.program}:Three", "--program-args", '{"a": 3}')
+    assert "--fresh" in world.cli.run("jobflowd", *again, *named, code=78).stderr
 
 
 def test_generate_tasks_raises_in_the_middle_and_loses_nothing(world: World) -> None:
@@ -96,6 +107,11 @@ def test_generate_tasks_raises_in_the_middle_and_loses_nothing(world: World) -> 
     world.ended(world.again(), 0)
     assert world.in_database() == {"succeeded": 5}
     assert set(world.started().values()) == {1}
+
+
+def test_a_detached_start_tells_of_a_broken_program(world: World) -> None:
+    program(world, "raise ValueError('no inputs in /data')")
+    assert "no inputs in /data" in refused(world, 65, flags=("--detach",))
 
 
 def test_duplicates_with_different_specs(world: World) -> None:
@@ -128,9 +144,7 @@ def test_specs_that_cannot_be(world: World, spec: str, says: str) -> None:
         (("--nonsense",), 2, "--nonsense"),
     ],
 )
-def test_flags_that_cannot_be(
-    world: World, flags: tuple[str, ...], code: int, says: str
-) -> None:
+def test_flags_that_cannot_be(world: World, flags: tuple[str, ...], code: int, says: str) -> None:
     refused(world, code, says, flags=flags)
     assert not world.root.exists()
 
@@ -170,7 +184,7 @@ def test_a_database_of_another_kind_is_left_alone(world: World, change: str, say
 def test_a_database_that_is_none(world: World) -> None:
     path = world.dir / "notes.txt"
     path.write_text("my shopping list\n" * 100)
-    found = world.run("--workers", "1", "--db-path", str(path), code=78)
+    found = world.run("--workers", "1", "--db-path", str(path), code=74)
     assert "notes.txt" in found.stderr
     assert path.read_text().startswith("my shopping list")
 
@@ -180,11 +194,11 @@ def test_a_database_that_is_none(world: World) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Any:
-    """A file system of 3 MiB."""
+    """A file system of 24 MiB."""
     mount = tmp_path / "small"
     mount.mkdir()
     made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=3m,mode=0700", "jobflow-test", str(mount)],
+        ["mount", "-t", "tmpfs", "-o", "size=24m,mode=0700", "jobflow-test", str(mount)],
         capture_output=True,
         check=False,
     )

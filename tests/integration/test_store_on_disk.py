@@ -490,38 +490,42 @@ def test_a_backup_that_fails_harms_nothing(tmp_path: Path) -> None:
         assert store.specs([1]) == {1: b"spec"}
 
 
+#: The schema version after the newest one.
+NEXT = max(dbfile.migrations()) + 1
+
+
 @pytest.fixture
-def a_second_version(monkeypatch: pytest.MonkeyPatch) -> dict[int, str]:
-    steps = {**dbfile.migrations(), 2: "CREATE TABLE extra (id INTEGER);"}
+def a_next_version(monkeypatch: pytest.MonkeyPatch) -> dict[int, str]:
+    steps = {**dbfile.migrations(), NEXT: "CREATE TABLE extra (id INTEGER);"}
     monkeypatch.setattr(dbfile, "migrations", lambda: steps)
     return steps
 
 
 def test_a_migration_keeps_a_copy_of_the_old_file(
-    tmp_path: Path, a_second_version: dict[int, str]
+    tmp_path: Path, a_next_version: dict[int, str]
 ) -> None:
-    path, second = tmp_path / "manager.db", a_second_version.pop(2)
+    path, second = tmp_path / "manager.db", a_next_version.pop(NEXT)
     with_one_task(path)
-    a_second_version[2] = second
+    a_next_version[NEXT] = second
     with opened(path) as store:
-        assert store.read("PRAGMA user_version") == [(2,)]
+        assert store.read("PRAGMA user_version") == [(NEXT,)]
         assert store.read("SELECT count(*) FROM extra") == [(0,)]
         assert store.specs([1]) == {1: b"spec"}
-    a_second_version.pop(2)
-    with opened(tmp_path / "manager.db.v1.backup") as store:
-        assert store.read("PRAGMA user_version") == [(1,)]
+    a_next_version.pop(NEXT)
+    with opened(tmp_path / f"manager.db.v{NEXT - 1}.backup") as store:
+        assert store.read("PRAGMA user_version") == [(NEXT - 1,)]
         assert store.specs([1]) == {1: b"spec"}
 
 
 def test_a_migration_that_fails_changes_nothing(
-    tmp_path: Path, a_second_version: dict[int, str]
+    tmp_path: Path, a_next_version: dict[int, str]
 ) -> None:
     path = tmp_path / "manager.db"
-    a_second_version.pop(2)
+    a_next_version.pop(NEXT)
     with_one_task(path)
-    a_second_version[2] = "CREATE TABLE extra (id INTEGER); CREATE TABLE tasks (id INTEGER);"
+    a_next_version[NEXT] = "CREATE TABLE extra (id INTEGER); CREATE TABLE tasks (id INTEGER);"
     assert "cannot be opened" in refused(path).sentence
-    a_second_version.pop(2)
+    a_next_version.pop(NEXT)
     with opened(path) as store:
-        assert store.read("PRAGMA user_version") == [(1,)]
+        assert store.read("PRAGMA user_version") == [(NEXT - 1,)]
         assert store.read("SELECT count(*) FROM sqlite_master WHERE name = 'extra'") == [(0,)]

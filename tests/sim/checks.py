@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from jobflow_worker.codec import decode_frame
 from jobflow_worker.messages import (
+    WORKER,
     Ack,
     Assign,
     FromWorker,
@@ -125,6 +127,8 @@ class Checks:
         for attempt in changes.attempts:
             name = self.ids[attempt.task]
             held = Held(name, attempt.attempt)
+            if attempt.charged and attempt.cause.startswith("worker left"):
+                raise Violation(f"{held} is charged for a known cause: {attempt.cause}")
             late = held in self.recorded
             self.recorded[held] = None
             if attempt.outcome == "failed" and attempt.charged and not late:
@@ -227,9 +231,19 @@ class Checks:
         if not isinstance(message, TaskFinished):
             return
         for item in message.items:
-            state = self.tasks[self.rows[item.task_id]][0]
-            if state not in TASK_TERMINAL and item.task_id not in self.retried:
-                raise Violation(f"{item.task_id}: {verdict.verdict}, and it is {state.word}")
+            self._not_lost(item.task_id, verdict.verdict)
+
+    def taken_in(self, spool: bytes) -> None:
+        """A spool is removed: what succeeded in it must not be lost with it."""
+        for one in decode_frame(spool, sent_by=WORKER)[0] if spool else ():
+            if isinstance(one.message, TaskFinished):
+                for item in one.message.items:
+                    self._not_lost(item.task_id, "spooled")
+
+    def _not_lost(self, task_id: str, how: str) -> None:
+        state = self.tasks[self.rows[task_id]][0]
+        if state not in TASK_TERMINAL and task_id not in self.retried:
+            raise Violation(f"{task_id}: {how}, and it is {state.word}")
 
     def sent(self, worker: SimWorker, fresh: tuple[Outgoing, ...]) -> None:
         """An outcome travels under one msg_id, however often."""

@@ -37,6 +37,7 @@ class SimJob:
     worker: SimWorker | None = None
     reason: str = ""
     cancelled: bool = False
+    said_dead: bool = False
 
 
 class Cluster:
@@ -175,6 +176,7 @@ class Cluster:
             lying = world.chaos and world.chance(self.sim.profile.early_end)
             if lying and job.state is LaunchState.RUNNING and not self.local:
                 world.fault("said_dead")
+                job.said_dead = True
                 return LaunchSeen(launch_id, LaunchState.FAILED, job.job_id, "NODE_FAIL, it said")
             return LaunchSeen(launch_id, job.state, job.job_id, job.reason)
         if self._commands.get(launch_id):

@@ -78,7 +78,7 @@ class SimManager:
         self.incarnation += 1
         self.up, self.exit_code = True, None
         self.listening_since = world.now
-        self.frozen_until = 0.0
+        self.frozen_until, self.frozen_since = 0.0, -1.0
         world.stats["lives"] += 1
         # The real Recovery reads its clocks through this name.
         recovery.time = SimpleNamespace(  # type: ignore[assignment, attr-defined]
@@ -238,6 +238,8 @@ class SimManager:
             events.append(ev.MailRead(read_at))
         if events or due:
             self._turn(events)
+        if self.coordinator.book.finishing is None or self.world.chaos:
+            self.sim.finishing_at = self.world.now
         if self.up and self.coordinator.finished is not None:
             self.exit_code = self.coordinator.finished
             self.sim.exited(self.exit_code)
@@ -277,7 +279,7 @@ class SimManager:
             self._spools.clear()
             return
         for worker_id in self._spools:
-            self.sim.mail.spools.pop(worker_id, None)
+            self.sim.checks.taken_in(self.sim.mail.spools.pop(worker_id, b""))
         self._spools.clear()
 
     def _commit_and_perform(self, changes: Any, effects: Sequence[Effect]) -> None:

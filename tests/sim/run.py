@@ -27,7 +27,8 @@ from tests.sim.swarm import Profile, profile_of
 from tests.sim.workers import Fate, SimWorker
 from tests.sim.world import Violation, World
 
-GRACE_S = 30.0
+#: Long, so that a run that only ends by its grace is told from one that ends by itself.
+GRACE_S = 150.0
 BACKOFF_MAX_S = 4.0
 #: A run that has not ended its chaos by then is broken in a way of its own.
 HARD_STOP_S = 3000.0
@@ -150,7 +151,7 @@ class Simulation:
 
     def written_off(self, book: Book) -> int:
         """Launches given up that may still hold a job: cancelled, lost, or said to be dead."""
-        over = (LaunchState.FAILED, LaunchState.ENDED, LaunchState.CANCELED)
+        over = (LaunchState.ENDED, LaunchState.CANCELED)
         return sum(
             1
             for launch_id, job in self.cluster.jobs.items()
@@ -159,6 +160,7 @@ class Simulation:
                 launch_id not in book.launches
                 or book.launches[launch_id].cancel_asked
                 or book.launches[launch_id].state in over
+                or job.said_dead
                 or self._leaving(job.worker, book)
             )
         )
@@ -185,6 +187,7 @@ class Simulation:
         book = self.manager.coordinator.book
         self.world.trace(f"manager exits with {code}")
         detached = book.finishing == "detach"
+        self._prompt(book)
         self.put_beacon("detached" if detached else "closed")
         self.manager.die()
         if book.remaining or not book.generated:
@@ -197,6 +200,14 @@ class Simulation:
         failed = book.counts[TaskState.FAILED]
         if not detached and code != (3 if failed else 0):
             raise Violation(f"exit code {code}, and {failed} tasks failed")
+
+    def _prompt(self, book: Book) -> None:
+        """L2: a healed run ends because everybody left, not because its grace is over."""
+        if self.world.chaos or self.finishing_at is None or book.finishing != "done":
+            return
+        took = self.world.now - self.finishing_at
+        if took > 8 * self.profile.heartbeat_s + self.profile.lease_s + 40.0:
+            raise Violation(f"the end took {took:.0f} s")
 
     # --- phases -------------------------------------------------------------------------------
 

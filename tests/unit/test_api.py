@@ -33,6 +33,16 @@ VALID: list[tuple[str, dict[str, Any]]] = [
     ("cancel", {"all": True}),
     ("retry", {"failed": True}),
     ("release", {"what": "launcher"}),
+    ("explain", {"task_id": "a"}),
+    ("spec", {"task_id": "a"}),
+    ("failures", {}),
+    ("results", {"after": "12", "limit": 10}),
+    ("logs", {"of": "launch", "name": "l1", "after": "17:4096", "bytes": 1024}),
+    ("events", {"last": 20}),
+    ("metrics", {}),
+    ("backup", {"path": "/tmp/copy.db"}),
+    ("retry", {"group": 0}),
+    ("yield", {}),
 ]
 
 
@@ -48,15 +58,20 @@ def test_the_table_of_valid_calls_covers_every_command() -> None:
 
 
 def test_reads_and_changes_are_told_apart() -> None:
-    assert {"ping", "status", "tasks", "task", "workers", "launches", "events", "snapshot"} == (
-        api.READS
-    )
+    changes = {"scale", "shutdown", "pause", "resume", "drain", "cancel", "retry", "release"}
+    assert changes | {"yield"} == set(api.COMMANDS) - api.READS
 
 
 @pytest.mark.parametrize(
     ("cmd", "args", "words"),
     [
         ("scale", {}, "needs workers"),
+        ("retry", {"group": 1, "failed": True}, "exactly one of"),
+        ("retry", {"failed": False}, "exactly one of"),
+        ("backup", {"path": "copy.db"}, "absolute path"),
+        ("backup", {"path": "/tmp/a\0b"}, "NUL"),
+        ("logs", {"of": "worker", "after": "../x"}, "next"),
+        ("logs", {}, "needs of"),
         ("scale", {"workers": -1}, "from 0 to"),
         ("scale", {"workers": True}, "whole number"),
         ("scale", {"workers": 2.0}, "whole number"),

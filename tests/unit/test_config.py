@@ -326,8 +326,6 @@ def test_defaults_agree_on_every_file_system() -> None:
         ({"mode": "fs", "lease_duration": 120.0}, True, "--lease-duration 300"),
         ({"env_script": Path("/nonexistent.sh")}, False, "--env-script"),
         ({"lsf_env_script": Path("/nonexistent.sh")}, False, "--lsf-env-script"),
-        ({"launcher": "slurm"}, False, "later version"),
-        ({"launcher": "lsf"}, False, "later version"),
         ({"dashboard": "on"}, False, "later version"),
     ],
 )

@@ -217,7 +217,7 @@ class StoreMachine(RuleBasedStateMachine):
     @invariant()
     def every_task_is_found_as_it_is(self) -> None:
         ids = [task.task_id for task in self.tasks.values()]
-        facts = self.store.lookup(Questions(ids, [], ids, START, 1000, 3e9, 1000))
+        facts = self.store.lookup(Questions(ids, [], ids, [], START, 1000, 3e9, 1000))
         assert facts.tasks == {task.task_id: task for task in self.tasks.values()}
         assert self.store.specs(list(self.tasks)) == self.specs
         free = [t for t in self.tasks.values() if t.state is TaskState.QUEUED and not t.held]

@@ -1,7 +1,8 @@
-"""`jobflowctl watch`: one clear line per interval, from the daemon or from a telemetry file.
+"""`watch` without a full screen: one clear line per interval, or with --json one snapshot.
 
-Ends when the run has ended or the reader of stdout is gone. A file's freshness is judged by its
-`seq` moving on our own monotonic clock, never by its mtime: clocks of file servers differ.
+From the daemon, or from a telemetry file. Ends when the run has ended or the reader of stdout is
+gone. A file's freshness is judged by its `seq` moving on our own monotonic clock, never by its
+mtime: clocks of file servers differ.
 """
 
 from __future__ import annotations
@@ -41,12 +42,13 @@ def watch_session(
 
     Raises `NoSession` if the daemon does not run, or vanished without a recorded end.
     """
+    cmd = "snapshot" if output.mode == "json" else "status"
     seen = False
     silent_since: float | None = None
     with Client(place) as client:
         while not output.closed:
             try:
-                body = client.call("status", timeout_s=max(STALE_S, interval_s))
+                body = client.call(cmd, timeout_s=max(STALE_S, interval_s))
             except (errors.NoSession, errors.DaemonBusy) as error:
                 outcome = recorded(place) if isinstance(error, errors.NoSession) else None
                 if seen and outcome is not None:

@@ -1,0 +1,141 @@
+"""What people see of causes and histories: failures, explain, events, what tasks printed.
+
+Pure: a body and a `Style` in, lines out. Strings of a body go through `safe`; fields that are
+missing or new do no harm.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+
+from jobflowctl.style import Body, Style, block, labelled, local, part
+from jobflowctl.text import Column, count, safe, safe_lines
+
+_HOSTS_SHOWN = 3
+
+
+def failures(body: Body, style: Style) -> list[str]:
+    """Failed tasks by cause, and what to type for one of the causes."""
+    groups = body.get("groups") or []
+    if not groups:
+        return ["no task has failed"]
+    tasks = sum(int(one.get("count") or 0) for one in groups)
+    lines = [f"{count(len(groups), 'group')}, {count(tasks, 'task')}", ""]
+    lines += style.table(
+        [
+            Column("GROUP", right=True),
+            Column("TASKS", right=True),
+            Column("CAUSE"),
+            Column("FIRST EXAMPLE", middle=True),
+            Column("HOSTS"),
+            Column("LAST"),
+        ],
+        [
+            (
+                one.get("group"),
+                one.get("count"),
+                one.get("signature"),
+                one.get("example_task_id"),
+                some(one.get("hosts") or (), _HOSTS_SHOWN),
+                local(one.get("last_at")),
+            )
+            for one in groups
+        ],
+    )
+    first = groups[0]
+    example = shlex.quote(safe(first.get("example_task_id") or ""))
+    lines += ["", f"see one   {style.paint(style.ctl('task ' + example), 'bold')}"]
+    again = style.ctl(f"retry --group {safe(first.get('group'))}")
+    return [*lines, f"go again  {style.paint(again, 'bold')}"]
+
+
+def explain(body: Body, style: Style) -> list[str]:
+    """The story of one task."""
+    lines = [style.paint(safe(body.get("story", "")), "bold")]
+    for reason in body.get("reasons") or []:
+        first, *rest = safe_lines(reason) or [""]
+        lines += [f"  - {first}", *(f"    {line}" for line in rest)]
+    lines += _holder(part(body, "holder"))
+    left = part(body, "budgets")
+    lines += labelled(
+        "budgets",
+        f"{count(int(left.get('retries_left') or 0), 'retry', 'retries')}, "
+        f"{count(int(left.get('losses_left') or 0), 'loss', 'losses')} and "
+        f"{count(int(left.get('deliveries_left') or 0), 'start')} left",
+    )
+    attempts = body.get("attempts") or []
+    if attempts:
+        lines += ["", *_attempts(attempts, style)]
+    history = [f"  {event_line(one)}" for one in body.get("events") or []]
+    return [*lines, "", "history", *history] if history else lines
+
+
+def _holder(held: Body) -> list[str]:
+    if not held:
+        return []
+    words = [f"attempt {safe(held.get('attempt'))} at {safe(held.get('worker_id'))}"]
+    words.append(f"on {safe(held.get('host'))}")
+    if isinstance(held.get("progress"), int | float):
+        words.append(f"{100 * held['progress']:.0f} % done")
+    return labelled("held by", ", ".join(words))
+
+
+def _attempts(attempts: Sequence[Body], style: Style) -> list[str]:
+    return style.table(
+        [
+            Column("ATTEMPT", right=True),
+            Column("ENDED"),
+            Column("OUTCOME"),
+            Column("CAUSE"),
+            Column("WORKER", middle=True),
+            Column("HOST"),
+            Column("ERROR"),
+        ],
+        [
+            (
+                one.get("attempt"),
+                local(one.get("ended_at")),
+                one.get("outcome"),
+                one.get("exit_signal") or one.get("cause"),
+                one.get("worker_id"),
+                one.get("host"),
+                one.get("error"),
+            )
+            for one in attempts
+        ],
+    )
+
+
+def events(body: Body, style: Style) -> list[str]:
+    """History, one line each."""
+    return [event_line(row) for row in body.get("events") or []] or ["nothing happened yet"]
+
+
+def event_line(row: Body) -> str:
+    """One line of history."""
+    names = [row.get(key) for key in ("task_id", "worker_id", "launch_id")]
+    who = " ".join(safe(name) for name in names if name)
+    text = f"{local(row.get('at'))}  {safe(row.get('kind', '')):<18} {who}"
+    return f"{text}  {safe(row.get('text') or '')}".rstrip()
+
+
+def printed(body: Body, style: Style) -> list[str]:
+    """What the attempts of a task printed, as far as it is kept."""
+    attempts = body.get("attempts") or []
+    lines: list[str] = []
+    for one in attempts:
+        outcome = style.state(str(one.get("outcome") or "running"))
+        where = f"{safe(one.get('worker_id') or '-')} on {safe(one.get('host') or '-')}"
+        lines += [f"attempt {safe(one.get('attempt', '?'))}  {outcome}  {where}"]
+        lines += block("output", safe_lines(one.get("output_tail") or ""))
+        lines += block("traceback", safe_lines(one.get("traceback") or ""))
+    if not attempts or body.get("state") in ("running", "assigned"):
+        lines.append("an attempt's output is here when it has ended")
+    return lines
+
+
+def some(names: Sequence[object], most: int = 3) -> str:
+    """The first few names, and how many there are besides."""
+    text = ", ".join(safe(name) for name in names[:most])
+    return text + (f" and {len(names) - most:,} more" if len(names) > most else "")

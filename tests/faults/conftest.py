@@ -1,0 +1,57 @@
+"""Fixtures of the fault tests. The helpers are `tests/faults/*.py`; they need no pytest."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from .bench import Bench
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    """A private home with a session to break; fails the test if a process outlives it."""
+    bench = Bench(tmp_path)
+    try:
+        yield bench
+        left = bench.clear()
+    finally:
+        bench.close()
+    assert not left, f"processes left behind: {left}"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 8 MiB. Root only: without, the test is skipped."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small file system needs root")
+    place = tmp_path / "disk"
+    place.mkdir(mode=0o700)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8m,mode=0700", "tmpfs", str(place)]
+    done = subprocess.run(mount, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        pytest.skip(f"tmpfs cannot be mounted here: {done.stderr}")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@pytest.fixture
+def fill(small_disk: Path) -> Callable[[], Path]:
+    """`fill()` takes all the room of the small disk; returns the file to remove."""
+
+    def fill_it() -> Path:
+        ballast = small_disk / "ballast"
+        with ballast.open("wb", buffering=0) as file:
+            for size in (65536, 4096, 1):
+                try:
+                    while True:
+                        file.write(bytes(size))
+                except OSError:
+                    continue
+        return ballast
+
+    return fill_it

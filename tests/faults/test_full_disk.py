@@ -1,0 +1,107 @@
+"""A disk that runs full in the middle of a run, and has room again later (RELIABILITY D2)."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from .bench import Bench, state_of
+
+pytestmark = pytest.mark.slow
+TASKS = 60
+MODES = pytest.mark.parametrize("mode", ["zmq", "fs"])
+
+
+def pause(seconds: float) -> None:
+    """Let real time pass: here the passing itself is what is tested."""
+    signal.sigtimedwait([signal.SIGUSR2], seconds)
+
+
+def cpu_s(pid: int) -> float:
+    """Seconds of processor time of a process so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def succeeded(bench: Bench) -> int:
+    return int(bench.ask("status")["tasks"]["succeeded"])
+
+
+def state(bench: Bench) -> str:
+    return str(bench.ask("status")["state"])
+
+
+@MODES
+def test_a_full_disk_degrades_and_room_heals(
+    bench: Bench, small_disk: Path, fill: Callable[[], Path], mode: str
+) -> None:
+    bench.place = small_disk
+    flags = ("--workers", "2", "--shared-dir", str(small_disk))
+    daemon = bench.start(*flags, mode=mode, n=TASKS, s=0.2)
+    bench.until(bench.serving, "the daemon to serve")
+    bench.until(lambda: succeeded(bench) >= 5, "the first results")
+    workers = {one["pid"] for one in bench.ask("workers")["workers"]}
+
+    ballast = fill()
+    bench.until(lambda: state(bench) == "degraded", "the degraded mode")
+    status = bench.ask("status")
+    assert "space" in status["state_reason"]
+    before = cpu_s(daemon.pid)
+    pause(5)  # More than two leases.
+    assert cpu_s(daemon.pid) - before < 1.5, "a degraded daemon must not spin"
+    status = bench.ask("status")
+    assert status["tasks"]["total"] == TASKS
+    assert all(state_of(pid) for pid in workers), "workers must live through it"
+    if mode == "zmq":
+        ages = {one["pid"]: one["heartbeat_age_s"] for one in bench.ask("workers")["workers"]}
+        assert set(ages) == workers
+    assert bench.ask("tasks", limit=5)["tasks"]
+    refusal = bench.ask("scale", workers=1)
+    assert refusal["error"]["code"] == "degraded", refusal
+
+    ballast.unlink()
+    bench.until(lambda: state(bench) != "degraded", "the end of the degraded mode")
+    assert bench.ended(daemon) == 0, bench.printed()
+    verdict = bench.verdict(TASKS)
+    assert verdict.problems == []
+    if mode == "zmq":
+        # Mailboxes need the room that is missing, so there a task may be given up and repeated.
+        assert verdict.started_again == {}
+    assert "disk_works_again" in bench.daemon_log()
+    assert "turn_failed" not in bench.daemon_log()
+
+
+def test_a_start_without_room_is_refused(
+    bench: Bench, small_disk: Path, fill: Callable[[], Path]
+) -> None:
+    bench.place = small_disk
+    ballast = fill()
+    flags = ("--workers", "1", "--shared-dir", str(small_disk))
+    assert bench.ended(bench.start(*flags, n=2)) == 74
+    assert "no space is left" in bench.printed()
+    ballast.unlink()
+    assert bench.ended(bench.start(*flags, n=2)) == 0
+
+
+def test_what_was_generated_while_the_disk_was_full_comes_later(
+    bench: Bench, small_disk: Path, fill: Callable[[], Path]
+) -> None:
+    """The program is made to wait, so that nothing of its list is dropped or piled up."""
+    bench.place = small_disk
+    n = 8000
+    flags = ("--workers", "1", "--shared-dir", str(small_disk))
+    daemon = bench.start(*flags, n=n, pause_at=200, gate=str(bench.root / "gate"))
+    bench.until(bench.serving, "the daemon to serve")
+    bench.until(lambda: bench.ask("status")["tasks"]["total"] >= 100, "the first tasks")
+    ballast = fill()
+    (bench.root / "gate").touch()
+    bench.until(lambda: state(bench) == "degraded", "the degraded mode")
+    pause(2)
+    ballast.unlink()
+    bench.until(lambda: bench.ask("status")["tasks"]["total"] == n, "all tasks", 60)
+    bench.ask("shutdown", now=True)
+    assert bench.ended(daemon) == 4

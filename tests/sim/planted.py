@@ -1,0 +1,291 @@
+"""Known bugs, planted one at a time: the simulator's own test.
+
+Each replaces a function of the product, or of the simulated shell, by a wrong one while it is
+planted; the product knows nothing of this. `find` says at which seed it is found.
+
+Not here, since it is harmless: an outcome that comes again and is not answered again. Its verdict
+is repeated with the repair that the lost answer's gap asks for.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest.mock import patch
+
+from jobflow_worker.outbox import Outbox, Outgoing
+from jobflow_worker.session import Session
+from jobflowd import outcomes, pool, reports
+from jobflowd.book import Book
+from jobflowd.coordinator import Coordinator
+from jobflowd.launching import Launching
+from jobflowd.model import TASK_IN_FLIGHT, TASK_TERMINAL, LaunchState, TaskState
+from jobflowd.schedule import _Room
+from jobflowd.window import Window
+from tests.sim.manager import Crash, SimManager
+from tests.sim.run import run_seed
+
+SEEDS = 2000
+
+Plant = tuple[Any, str, Any]
+
+
+def _nothing(*_: Any, **__: Any) -> None:
+    return None
+
+
+def _perform_before_commit(self: Any, changes: Any, effects: Any) -> None:
+    self._perform(effects)
+    if self._crash_point():
+        raise Crash
+    self.commit(changes)
+
+
+def _no_dedup(book: Any, worker: Any, counter: int, message: Any) -> None:
+    verdict = outcomes.apply_items(book, worker, message)
+    worker.verdicts[counter] = verdict
+    book.turn.changes.processed.append((worker.row, counter, verdict))
+    worker.line.fresh_verdicts[counter] = verdict
+    outcomes.raise_floor(book, worker, message.floor)
+    book.dirty[worker.worker_id] = worker
+
+
+def _lease_by_wall_clock() -> list[Plant]:
+    renew, expire = reports.renew, Coordinator._expire
+    heard: dict[int, float] = {}
+
+    def bad_renew(book: Any, worker: Any) -> None:
+        heard[id(worker)] = book.wall
+        renew(book, worker)
+
+    def bad_expire(self: Any) -> None:
+        book = self.book
+        for worker in list(book.workers.values()):
+            lease_s = book.settings.terms[worker.transport][1]
+            if worker.registered and book.wall - heard.get(id(worker), book.wall) > lease_s:
+                reports.lose(book, worker, "worker lost: its lease expired")
+        expire(self)
+
+    return [(reports, "renew", bad_renew), (Coordinator, "_expire", bad_expire)]
+
+
+def _expire_before_mail(book: Any, worker: Any) -> None:
+    if worker.registered and worker.lease_until <= book.now:
+        reports.lose(book, worker, worker.line.gone_cause or "worker lost: its lease expired")
+    elif worker.registered:
+        book.deadlines.set(("lease", worker.worker_id), worker.lease_until)
+
+
+def _forget_in_flight(self: SimManager) -> None:
+    begin = self.store.begin_epoch
+    with patch.object(self.store, "begin_epoch", lambda _, wall: begin("requeue", wall=wall)):
+        _START(self)
+
+
+def _no_fencing(book: Any, worker: Any, task: Any, attempt: int) -> str:
+    if task is None:
+        return "never"
+    return "current" if task.state in TASK_IN_FLIGHT or task.held else "open"
+
+
+def _late_failure_counts(book: Any, worker: Any, item: Any) -> str:
+    task = book.find(item.task_id)
+    late = outcomes.standing(book, worker, task, item.attempt) == "open"
+    if late and task.state not in TASK_TERMINAL:
+        outcomes._withdraw(book, task, "failed elsewhere")
+        task.failures += 1
+        outcomes.again(book, task, item.error)
+        return "accepted"
+    return _FAILED(book, worker, item)
+
+
+def _charge_known_causes(book: Any, worker: Any, cause: str, *, charge: bool) -> None:
+    _GIVE_UP(book, worker, cause, charge=True)
+
+
+def _launch_again_on_timeout(self: Any, event: Any) -> None:
+    launch = self.book.launches.get(event.launch_id)
+    if launch is not None and launch.state in (LaunchState.PLANNED, LaunchState.STALE):
+        self.book.move_launch(launch, LaunchState.FAILED, event.reason)
+
+
+def _reuse_attempt_numbers(self: Any, worker: Any, task: Any, seq: int) -> Any:
+    task.issued = 0
+    return _ASSIGN(self, worker, task, seq)
+
+
+def _resend_under_new_ids(self: Outbox) -> list[Outgoing]:
+    self.packed = {self.next_counter(): message for message in self.packed.values()}
+    return _WAITING(self)
+
+
+def _drop_on_any_ack(self: Outbox, verdicts: Any) -> None:
+    self.packed.clear()
+    self.settled_set.clear()
+    self._loose.clear()
+
+
+def _ignore_gaps(self: Any, seq: int, base: int) -> None:
+    self.seen = max(self.seen, seq)
+    self._gap = False
+
+
+def _credit_not_from_seen(book: Any, worker: Any, report: Any) -> None:
+    _REPEAT(book, worker, report)
+    worker.credit = report.credit
+
+
+def _never_repair(book: Any, worker: Any, report: Any) -> None:
+    _REPEAT(book, worker, report)
+    worker.line.repair = False
+
+
+def _resurrect(book: Any, worker: Any, held: Any, *, running: bool) -> bool:
+    task = book.find(held.task_id)
+    if task is not None and task.state in (TaskState.FAILED, TaskState.CANCELED):
+        book.enqueue(task)
+        return False
+    return _CLAIM(book, worker, held, running=running)
+
+
+def _forget_the_tail(self: Any, page: Any, limit: int) -> None:
+    _ABSORB(self, page, limit)
+    self._tail = None
+
+
+def _leave_with_everything(book: Any, worker: Any, reason: str) -> None:
+    with patch.object(outcomes, "give_up", _nothing):
+        _LEAVE(book, worker, reason)
+
+
+def _ignore_spools(self: Any, event: Any) -> None:
+    if not event.spooled:
+        _HEARD(self, event)
+
+
+def _accept_old_reports(book: Any, worker: Any, report: Any) -> None:
+    worker.hb_seq = min(worker.hb_seq, report.hb_seq - 1)
+    _ON_REPORT(book, worker, report)
+
+
+def _new_row_for_old_worker(self: Any, event: Any, asked: Any) -> None:
+    _ASK(self, event, asked)
+    asked.workers.clear()
+
+
+def _refund_twice(book: Any, task: Any, attempt: int) -> None:
+    with patch.object(Book, "record", _nothing):
+        _REFUND(book, task, attempt)
+
+
+def _shutdown_said_once(book: Any, worker_id: str, *rest: Any, **words: Any) -> None:
+    known = book.workers.get(worker_id)
+    seq = known.line.shutdown_seq if known is not None else 0
+    _REGISTER(book, worker_id, *rest, **words)
+    if seq:
+        book.workers[worker_id].line.shutdown_seq = seq
+
+
+def _seen_goes_back(self: Any, message: Any) -> None:
+    if not message.again and message.epoch == self.epoch and message.seq <= self.seen:
+        self.seen = 0
+    _WELCOME(self, message)
+
+
+_START = SimManager.start
+_FAILED = outcomes._failed
+_GIVE_UP = outcomes.give_up
+_ASSIGN = Book.assign
+_WAITING = Outbox.waiting
+_REPEAT = reports._repeat_unseen
+_CLAIM = outcomes.claim
+_ABSORB = Window.absorb
+_LEAVE = reports.leave
+_HEARD = Coordinator._heard
+_ON_REPORT = reports.on_report
+_ASK = Coordinator._ask_about
+_REFUND = outcomes._refund
+_REGISTER = reports.on_register
+_WELCOME = Session._on_welcome
+
+PLANTS: dict[str, Callable[[], list[Plant]]] = {
+    "perform_before_commit": lambda: [
+        (SimManager, "_commit_and_perform", _perform_before_commit)
+    ],
+    "no_dedup": lambda: [(outcomes, "on_outcome", _no_dedup)],
+    "lease_by_wall_clock": _lease_by_wall_clock,
+    "expire_before_mail_is_read": lambda: [(reports, "expire", _expire_before_mail)],
+    "gap_is_ignored": lambda: [(reports, "refresh_leases", _nothing)],
+    "forget_in_flight_at_boot": lambda: [(SimManager, "start", _forget_in_flight)],
+    "no_fencing_by_attempt": lambda: [(outcomes, "standing", _no_fencing)],
+    "accept_late_failure": lambda: [(outcomes, "_failed", _late_failure_counts)],
+    "charge_known_causes": lambda: [(outcomes, "give_up", _charge_known_causes)],
+    "charge_nothing": lambda: [(outcomes, "_charge", _nothing)],
+    "refund_twice": lambda: [(outcomes, "_refund", _refund_twice)],
+    "launch_again_on_timeout": lambda: [(Launching, "on_submit_failed", _launch_again_on_timeout)],
+    "stale_launches_do_not_count": lambda: [(pool, "COMING", pool.COMING - {LaunchState.STALE})],
+    "reuse_attempt_numbers": lambda: [(Book, "assign", _reuse_attempt_numbers)],
+    "resend_under_new_ids": lambda: [(Outbox, "waiting", _resend_under_new_ids)],
+    "drop_results_on_any_ack": lambda: [(Outbox, "on_verdicts", _drop_on_any_ack)],
+    "send_each_result_once": lambda: [
+        (Outbox, "overdue", lambda _: []),
+        (Outbox, "waiting", lambda _: []),
+    ],
+    "floor_is_too_high": lambda: [(Outbox, "floor", property(lambda one: one._counter + 1))],
+    "ignore_gaps_of_seq": lambda: [(Session, "_advance", _ignore_gaps)],
+    "seen_goes_back": lambda: [(Session, "_on_welcome", _seen_goes_back)],
+    "credit_is_not_counted_from_seen": lambda: [
+        (reports, "_repeat_unseen", _credit_not_from_seen)
+    ],
+    "never_repair": lambda: [(reports, "_repeat_unseen", _never_repair)],
+    "old_reports_count": lambda: [(reports, "on_report", _accept_old_reports)],
+    "hold_never_ends": lambda: [(Coordinator, "_hold_ended", _nothing)],
+    "solo_is_ignored": lambda: [
+        (_Room, "suits", lambda *_: True),
+        (_Room, "company", _nothing),
+    ],
+    "terminal_task_is_resurrected": lambda: [(outcomes, "claim", _resurrect)],
+    "window_forgets_the_disk": lambda: [(Window, "absorb", _forget_the_tail)],
+    "delayed_for_ever": lambda: [(Coordinator, "_due", _nothing)],
+    "left_with_its_tasks": lambda: [(reports, "leave", _leave_with_everything)],
+    "spools_are_ignored": lambda: [(Coordinator, "_heard", _ignore_spools)],
+    "old_worker_gets_a_new_row": lambda: [(Coordinator, "_ask_about", _new_row_for_old_worker)],
+    "shutdown_is_said_once": lambda: [(reports, "on_register", _shutdown_said_once)],
+}
+
+
+@contextmanager
+def planted(name: str) -> Iterator[None]:
+    """While this lasts, the bug is there."""
+    with ExitStack() as stack:
+        for owner, attribute, wrong in PLANTS[name]():
+            stack.enter_context(patch.object(owner, attribute, wrong))
+        yield
+
+
+def find(name: str, seeds: int = SEEDS) -> tuple[int | None, str]:
+    """The first seed that finds the bug, and how it showed; None if none does."""
+    with planted(name):
+        for seed in range(seeds):
+            error = run_seed(seed).error
+            if error is not None:
+                return seed, error
+    return None, "not found"
+
+
+def table(only: str | None = None) -> int:
+    """Print bug -> seed; 1 if one was not found."""
+    missed = 0
+    for name in PLANTS if only is None else [only]:
+        began = time.perf_counter()
+        seed, how = find(name)
+        missed += seed is None
+        seconds = time.perf_counter() - began
+        sys.stdout.write(f"{name:34} {'-' if seed is None else seed:>5} {seconds:6.1f} s  ")
+        sys.stdout.write(f"{how.splitlines()[0][:90]}\n")
+        sys.stdout.flush()
+    sys.stdout.write(f"{len(PLANTS) - missed} of {len(PLANTS)} found\n" if only is None else "")
+    return 1 if missed else 0
