@@ -45,7 +45,8 @@ class Outbox:
         self.oldest_loose: float | None = None
         self.packed: dict[int, Outcome] = {}
         self.settled_set: set[Held] = set()
-        self._swept = 0
+        #: By counter: the report that a message last went out with.
+        self._sent_with: dict[int, int] = {}
 
     def next_counter(self) -> int:
         self._counter += 1
@@ -105,14 +106,27 @@ class Outbox:
         """Everything packed and not acknowledged, oldest first."""
         return [Outgoing(counter, message) for counter, message in self.packed.items()]
 
-    def overdue(self) -> list[Outgoing]:
-        """What was packed before the last call and still waits: either way, something was lost."""
-        lost = [Outgoing(*one) for one in self.packed.items() if one[0] <= self._swept]
-        self._swept = self._counter
-        return lost
+    def sent(self, messages: Iterable[Outgoing], hb_seq: int) -> None:
+        """These go out now, ahead of the report `hb_seq`."""
+        for counter, message in messages:
+            if isinstance(message, TaskFinished | TaskFailed | TaskReturned):
+                self._sent_with[counter] = hb_seq
+
+    def overdue(self, answered: int, *, all_of_them: bool) -> list[Outgoing]:
+        """What must have been lost, on the way there or its verdict on the way back.
+
+        A report that was answered had everything ahead of it judged. `all_of_them`: a heartbeat
+        has passed since anything was sent, so nothing can still be on its way.
+        """
+        return [
+            Outgoing(counter, message)
+            for counter, message in self.packed.items()
+            if all_of_them or self._sent_with.get(counter, 0) <= answered
+        ]
 
     def on_verdicts(self, verdicts: Iterable[Verdict]) -> None:
         for verdict in verdicts:
+            self._sent_with.pop(verdict.counter, None)
             message = self.packed.pop(verdict.counter, None)
             if message is not None:
                 for item in message.items:

@@ -104,7 +104,6 @@ class Session:
         self._welcomed = False
         self._progress: dict[Held, Progress] = {}
         self._progress_news = False
-        self._swept_at = float("-inf")
         self._doomed: dict[Held, str] = {}
         self._idle_since: float | None = None
         self._leave_code = 0
@@ -425,10 +424,8 @@ class Session:
         begun_long_ago = begun is not None and now >= begun + BEGUN_S
         if not (flush or wish or beat or news or gap or begun_long_ago):
             return
-        fresh = self.outbox.pack()
-        if now >= self._swept_at + self._heartbeat_s:
-            fresh = self.outbox.overdue() + fresh
-            self._swept_at = now
+        overdue = self.outbox.overdue(self.reporter.answered, all_of_them=beat)
+        fresh = overdue + self.outbox.pack()
         self._report_with(fresh, credit, beat=beat and not (flush or wish))
 
     def _credit(self) -> int:
@@ -454,6 +451,7 @@ class Session:
         )
         self._progress_news = False
         latest = self.reporter.report(self._now, report, beat=beat)
+        self.outbox.sent(fresh, self.reporter.hb_seq)
         dated = tuple(self._dated(one) for one in fresh)
         self._effects.append(Send((*dated, latest)))
 

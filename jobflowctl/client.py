@@ -24,6 +24,8 @@ CALL_TIMEOUT_S: Final = 30.0
 CONNECT_TIMEOUT_S: Final = 5.0
 #: More than the daemon ever sends: a bound against somebody who is not the daemon.
 _ANSWER_BYTES_MAX: Final = 64 * 1024 * 1024
+#: What an ended session is opened for: questions, and what makes it go on.
+_ASKED_OF_ENDED: Final = (api.READS - {"ping"}) | {"retry", "cancel"}
 _START: Final = "jobflowd start --program FILE.py"
 
 
@@ -43,7 +45,7 @@ def choose_session(name_or_dir: str | None) -> api.SessionPlace:
         except api.NoSuchSession as error:
             raise NoSession(error.message, error.hint) from None
     places = api.list_sessions()
-    live = [place for place in places if place.here and place.answers()]
+    live = [place for place in places if place.ended() is None and place.here and place.answers()]
     if len(live) == 1:
         return live[0]
     if live:
@@ -92,8 +94,16 @@ class Client:
     Times are of the monotonic clock. Not for two threads at once.
     """
 
-    def __init__(self, place: api.SessionPlace, *, wall: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        place: api.SessionPlace,
+        *,
+        opens: Callable[[str], None] | None = None,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        """`opens`: an ended session is opened for questions, and this is told of it."""
         self.place = place
+        self._opens = opens
         self._wall = wall
         self._connection: socket.socket | None = None
         self._buffer = b""
@@ -116,11 +126,16 @@ class Client:
         """Connect now. Raises `NoSession`, `DaemonBusy` or `NotAllowed`."""
         if self._connection is not None:
             return
+        if not self._found():
+            raise not_running(self.place, self._wall())
+
+    def _found(self) -> bool:
+        """Connect to the daemon, if there is one."""
         distrust: OSError | None = None
         for path in api.socket_paths(self.place.dir):
             try:
                 self._connection = api.connect_unix(path, timeout_s=CONNECT_TIMEOUT_S)
-                return
+                return True
             except TimeoutError:
                 raise self._busy(CONNECT_TIMEOUT_S) from None
             except (FileNotFoundError, ConnectionRefusedError):
@@ -133,7 +148,17 @@ class Client:
                 f"The admin socket cannot be trusted or used: {distrust}.",
                 "Remove what does not belong there, or ask its owner to.",
             )
-        raise not_running(self.place, self._wall())
+        return False
+
+    def _open_ended(self, cmd: str) -> None:
+        """If the run has ended on this host, let a daemon answer questions about it."""
+        if self._opens is None or cmd not in _ASKED_OF_ENDED or self._connection is not None:
+            return
+        if self.place.ended() is None or not self.place.here or self._found():
+            return
+        from jobflowctl.opening import open_ended
+
+        open_ended(self.place, self._opens, self._found)
 
     def call(
         self, cmd: str, args: Mapping[str, Any] | None = None, *, timeout_s: float = CALL_TIMEOUT_S
@@ -165,6 +190,7 @@ class Client:
             after = following
 
     def _ask(self, cmd: str, args: Mapping[str, Any] | None, timeout_s: float) -> dict[str, Any]:
+        self._open_ended(cmd)
         self.connect()
         self._next_id += 1
         try:

@@ -153,7 +153,7 @@ def with_client(
     def connected(place: SessionPlace, output: Output) -> int:
         from jobflowctl.client import Client
 
-        with Client(place) as client:
+        with Client(place, opens=output.say) as client:
             return action(client, output)
 
     at_session(ctx, session, as_json, connected)

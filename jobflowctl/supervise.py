@@ -1,4 +1,4 @@
-"""`jobflow`: the daemon and a plain view of it in one terminal.
+"""`jobflow`: the daemon and a view of it in one terminal, full-screen where that is possible.
 
 The daemon runs in a process session of its own, so closing the terminal, or killing this wrapper,
 leaves the run alive. The wrapper owns nothing but the view: it learns the session from the line
@@ -9,7 +9,9 @@ returns the daemon's exit code.
     twice    stop now
     thrice   leave the daemon to it and return
 
-Its own arguments are read first; all others go to `jobflowd start` unchanged.
+`jobflowd start --dashboard auto|on` becomes this wrapper at a terminal; the daemon itself is then
+its child with `--dashboard off`. Its own arguments are read first; all others go to
+`jobflowd start` unchanged.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ from jobflowctl.client import Client
 from jobflowctl.output import Output
 from jobflowctl.text import duration, safe, safe_lines, seconds
 from jobflowctl.waiting import recorded
+from jobflowctl.watch import can_draw, has_textual
 from jobflowd import api
 
 _READY_VARIABLE: Final = "JOBFLOW_READY_FD"
@@ -44,6 +47,11 @@ _SPARSE_S: Final = 60.0
 _LAST_WORDS: Final = 20
 _CALL_TIMEOUT_S: Final = 2.0
 _WAITED_FOR_MAX: Final = 3
+STOPPING: Final = (
+    "stopping: workers finish their tasks; Ctrl-C again stops now, what is unfinished "
+    "remains for the next start"
+)
+STOPPING_NOW: Final = "stopping now; Ctrl-C again leaves the daemon to it"
 #: Without the current directory on the path, from which `-c` would import before anything else.
 _STARTER: Final = (
     "import sys; sys.path[:] = [p for p in sys.path if p]; "
@@ -60,6 +68,7 @@ class Wishes:
     stale_s: float
     verbose: bool
     forwarded: tuple[str, ...]
+    log_lines: int = 500
 
 
 def parse(arguments: Sequence[str], *, terminal: bool) -> Wishes:
@@ -78,6 +87,7 @@ def parse(arguments: Sequence[str], *, terminal: bool) -> Wishes:
     parser.add_argument(
         "--external-dashboard-stale-timeout", type=seconds, default=10.0, metavar="TIME"
     )
+    parser.add_argument("--external-dashboard-log-lines", type=int, default=500, metavar="N")
     parser.add_argument(
         "--supervisor-log-level",
         type=str.upper,
@@ -97,6 +107,7 @@ def parse(arguments: Sequence[str], *, terminal: bool) -> Wishes:
         stale_s=own.external_dashboard_stale_timeout,
         verbose=own.supervisor_log_level in ("DEBUG", "INFO"),
         forwarded=tuple(rest),
+        log_lines=max(1, own.external_dashboard_log_lines),
     )
 
 
@@ -124,8 +135,9 @@ class Supervisor:
         self._client: Client | None = None
         self._ready = b""
         self._announced: dict[str, Any] = {}
-        self._stops = 0
-        self._terminated = 0
+        self._stops = self._stops_passed_on = 0
+        self._terminated = self._terminations_passed_on = 0
+        self._full_screen = False
         self._hung_up = False
         self._last_words: list[str] = []
         self._shown_state: object = None
@@ -155,8 +167,8 @@ class Supervisor:
             finally:
                 os.close(write_fd)
                 os.close(words_fd)
-            with self._signals(), self._keys() as keys:
-                left = self._follow(process, ready, printed, keys)
+            with self._signals():
+                left = self._watch(process, ready, printed)
         if self._client is not None:
             self._client.close()
         if left:
@@ -168,21 +180,79 @@ class Supervisor:
 
     # --- the loop ---------------------------------------------------------------------------
 
+    def _watch(
+        self, process: subprocess.Popen[bytes], ready: IO[bytes], printed: IO[bytes]
+    ) -> bool:
+        """Until the daemon ends (False) or we are to leave it (True)."""
+        if not (self._terminal and self._wishes.view and can_draw() and has_textual()):
+            with self._keys() as keys:
+                return self._follow(process, ready, printed, keys)
+        with self._keys() as keys:
+            if self._follow(process, ready, printed, keys, until_ready=True):
+                return True
+        if self._place is not None and process.poll() is None:
+            self._draw(process, printed)
+        # The view may have failed; the run has not.
+        with self._keys() as keys:
+            return self._follow(process, ready, printed, keys)
+
+    def _draw(self, process: subprocess.Popen[bytes], printed: IO[bytes]) -> None:
+        """The full-screen view, until the daemon ends or is left."""
+        from jobflowctl.watch.app import Dashboard
+        from jobflowctl.watch.source import LiveSource
+
+        assert self._place is not None
+        helm = Helm(self, process, printed)
+        self._full_screen = True
+        try:
+            Dashboard(
+                LiveSource(self._place),
+                interval_s=self._wishes.refresh_s,
+                log_lines=self._wishes.log_lines,
+                steering=helm,
+            ).run()
+        finally:
+            self._full_screen = False
+
+    def heed(self, process: subprocess.Popen[bytes], printed: IO[bytes]) -> bool:
+        """Pass on what was asked for since the last time; True if the daemon is to be left."""
+        if self._hung_up or self._stops > 2:
+            return True
+        if self._stops > self._stops_passed_on:
+            self._stops_passed_on += 1
+            self._stop(process, self._stops_passed_on)
+        if self._terminated > self._terminations_passed_on:
+            self._terminations_passed_on += 1
+            process.send_signal(signal.SIGTERM)
+        self._relay(printed)
+        return False
+
+    @property
+    def hung_up(self) -> bool:
+        """The terminal was closed."""
+        return self._hung_up
+
+    def ask_to_stop(self) -> int:
+        """As if Ctrl-C had been pressed once more; how often that makes."""
+        self._stops += 1
+        return self._stops
+
     def _follow(
         self,
         process: subprocess.Popen[bytes],
         ready: IO[bytes],
         printed: IO[bytes],
         keys: IO[bytes] | None,
+        *,
+        until_ready: bool = False,
     ) -> bool:
-        """Until the daemon ends (False) or we are to leave it (True)."""
-        passed_on = terminated = 0
+        """Until the daemon ends (False) or we are to leave it (True), or until it is ready."""
         with selectors.DefaultSelector() as selector:
             selector.register(self._wakeup, selectors.EVENT_READ)
             selector.register(ready, selectors.EVENT_READ)
             if keys is not None:
                 selector.register(keys, selectors.EVENT_READ)
-            while process.poll() is None:
+            while process.poll() is None and not (until_ready and self._place is not None):
                 pause = 0.2 if self._place is None else min(1.0, self._wishes.refresh_s)
                 for key, _ in selector.select(pause):
                     if key.fileobj is ready and not self._read_ready(ready):
@@ -192,17 +262,12 @@ class Supervisor:
                     elif key.fileobj == self._wakeup:
                         with contextlib.suppress(BlockingIOError):
                             os.read(self._wakeup, 512)
-                if self._hung_up or self._stops > 2:
+                if self.heed(process, printed):
                     self._leave()
                     return True
-                if self._stops > passed_on:
-                    passed_on += 1
-                    self._stop(process, passed_on)
-                if self._terminated > terminated:
-                    terminated += 1
-                    process.send_signal(signal.SIGTERM)
-                self._relay(printed)
                 self._view()
+        if until_ready:
+            return False
         while self._read_ready(ready):
             pass
         self._relay(printed)
@@ -312,7 +377,7 @@ class Supervisor:
         # What it prints between these two lines is lost; its log has everything.
         os.ftruncate(printed.fileno(), 0)
         lines = safe_lines(data.decode("utf-8", "replace"))
-        if self._wishes.verbose:
+        if self._wishes.verbose and not self._full_screen:
             for line in lines:
                 self._output.say(line)
         else:
@@ -321,13 +386,8 @@ class Supervisor:
     # --- what goes out ----------------------------------------------------------------------
 
     def _stop(self, process: subprocess.Popen[bytes], times: int) -> None:
-        if times == 1:
-            self._output.say(
-                "stopping: workers finish their tasks; Ctrl-C again stops now, what is unfinished "
-                "remains for the next start"
-            )
-        else:
-            self._output.say("stopping now; Ctrl-C again leaves the daemon to it")
+        if not self._full_screen:
+            self._output.say(STOPPING if times == 1 else STOPPING_NOW)
         self._shown_state = None
         process.send_signal(signal.SIGINT)
 
@@ -402,6 +462,29 @@ class Supervisor:
         if code == errors.EXIT_TASKS_FAILED and self._place is not None:
             self._output.say(f"what failed is in the log: {self._log}")
         return code
+
+
+class Helm:
+    """What the full-screen view may do with the daemon (a `watch.app.Steering`)."""
+
+    def __init__(
+        self, supervisor: Supervisor, process: subprocess.Popen[bytes], printed: IO[bytes]
+    ) -> None:
+        self._supervisor = supervisor
+        self._process = process
+        self._printed = printed
+
+    def stop(self) -> str:
+        """One more wish to stop."""
+        return STOPPING if self._supervisor.ask_to_stop() == 1 else STOPPING_NOW
+
+    def ended(self) -> bool:
+        """The daemon has ended, or is to be left."""
+        if self._supervisor.hung_up:
+            # The terminal is gone: nothing is to be put back, and drawing on it fails.
+            os._exit(errors.EXIT_INTERRUPTED)
+        left = self._supervisor.heed(self._process, self._printed)
+        return left or self._process.poll() is not None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -242,12 +242,12 @@ def sessions(output: Output, *, prune: bool, wall: float) -> int:
 
 def session_state(place: api.SessionPlace) -> str:
     """live, ended, elsewhere (another host runs it), down (it died without an end), missing."""
-    if place.here and place.answers():
-        return "live"
     if not place.dir.is_dir():
         return "missing"
     if place.ended() is not None:
         return "ended"
+    if place.here and place.answers():
+        return "live"
     return "down" if place.here else "elsewhere"
 
 

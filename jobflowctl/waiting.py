@@ -81,6 +81,10 @@ def wait_for_end(
     `on_status` sees every status on the way. Raises `TimedOut` (124) after `timeout_s`, and
     `NoSession` (5) if the daemon never answered or stays gone without a recorded end.
     """
+    ended = recorded(place)
+    if ended is not None:
+        # Whoever may answer now only answers questions about it.
+        return ended
     deadline = None if timeout_s is None else clock() + timeout_s
     seen = False
     gone_at = done_at = None

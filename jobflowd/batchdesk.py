@@ -156,6 +156,11 @@ class BatchDesk:
         events, self._events = self._events, []
         return events
 
+    @property
+    def busy(self) -> bool:
+        """True while a command runs or waits to."""
+        return bool(self._to_cancel) or self._commands.busy
+
     def living(self) -> list[str]:
         """Launches that are being taken away by a command that has not ended."""
         return [*self._to_cancel, *(one for many in self._cancelling.values() for one in many)]

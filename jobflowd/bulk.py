@@ -78,6 +78,11 @@ class Bulk:
         self._tickets = 0
 
     @property
+    def jobs(self) -> int:
+        """Requests that are not answered yet."""
+        return len(self._jobs)
+
+    @property
     def busy(self) -> bool:
         """Is there a page to be asked for at once?"""
         return any(not job.waiting for job in self._jobs.values())

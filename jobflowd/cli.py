@@ -151,6 +151,11 @@ def _start(**flags: Any) -> int:
 
             print(f"jobflowd: warning: {PLAINTEXT_WARNING}", file=sys.stderr)
         return _start_detached()
+    from jobflowd import onscreen
+
+    if onscreen.wanted(config):
+        words = sys.argv[1:]
+        onscreen.become_wrapper(config, words[1:] if words[:1] == ["start"] else words)
     from jobflowd import daemon
 
     return int(daemon.run(config))
@@ -188,6 +193,31 @@ def _start_detached() -> int:
     print(f"log      {outcome.log}")
     print(f"next     jobflowctl -s {outcome.session} status    or: watch, scale N, shutdown")
     return 0
+
+
+# --- serve ------------------------------------------------------------------------------------
+
+
+@app.command("serve", epilog="jobflowd serve conv --detach")
+def _serve(
+    session: Annotated[str, typer.Argument(help="Name or directory of a session.")],
+    idle: Annotated[
+        str, typer.Option("--idle", metavar="TIME", help="Leave after this without a question.")
+    ] = "10m",
+    detached: Annotated[bool, typer.Option("--detach", help="Go to the background.")] = False,
+) -> int:
+    """Open an ended session for questions. Nothing runs, until `retry` queues a task again."""
+    from jobflowd.settings import parse_duration
+
+    try:
+        idle_s = parse_duration(idle)
+    except ValueError as error:
+        raise typer.BadParameter(f"--idle: {error}") from None
+    if detached and not detach.detached():
+        return _start_detached()
+    from jobflowd import serving
+
+    return serving.serve(session, idle_s)
 
 
 # --- config -----------------------------------------------------------------------------------

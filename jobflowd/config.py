@@ -69,7 +69,9 @@ BATCH_LAUNCHERS: Final = ("slurm", "lsf", "sge")
 
 #: What a start by name must not repeat: who the session is, and what was meant for one terminal.
 _NOT_RECORDED: Final = frozenset(
+    # To go without encryption is a decision of each start, never a habit.
     ("program", "program_args", "session_id", "shared_dir", "detach", "dashboard")
+    + ("insecure_plaintext",)
 )
 
 
@@ -404,7 +406,6 @@ def check_relations(config: StartConfig, network_fs: bool) -> None:
 
     Raises `ConfigError` (78) with the fix.
     """
-    _check_later(config)
     lease, heartbeat = config.lease_duration, config.heartbeat_interval
     if lease < HEARTBEATS_PER_LEASE * heartbeat:
         raise ConfigError(
@@ -431,15 +432,6 @@ def check_relations(config: StartConfig, network_fs: bool) -> None:
             f"misses them; give --worker-manager-timeout-minutes {lease / 60 + 1:.0f}"
         )
     _check_scripts(config)
-
-
-def _check_later(config: StartConfig) -> None:
-    """What is in the table already and is built in a later version, in this one place."""
-    if config.dashboard == "on":
-        raise ConfigError(
-            "--dashboard on comes with a later version; run `jobflow` with the same flags, or "
-            "`jobflowctl watch` in another terminal"
-        )
 
 
 def _check_scripts(config: StartConfig) -> None:

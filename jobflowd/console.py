@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from typing import TextIO
 
+from jobflowd import detach
 from jobflowd.census import Census
 from jobflowd.logs import sanitised
 
@@ -76,6 +77,13 @@ class Progress:
             self._stream.flush()
         except OSError:
             pass  # The terminal is gone; the run is not.
+
+
+def say_waiting(text: str) -> None:
+    """Why a start takes long: to systemd, to a detaching parent, or to this terminal."""
+    detach.announce_waiting(text)
+    if not detach.detached():
+        sys.stderr.write(f"{text}\n")
 
 
 def counts(census: Census) -> dict[str, int]:

@@ -54,14 +54,17 @@ GENERATE_PATIENCE_S = 3.0
 END_WORDS = {0: "done", 3: "failed", 4: "stopped", 130: "stopped", 143: "stopped"}
 
 
-def run(config: StartConfig) -> int:
-    """Run a session until its end; returns the exit code. What `jobflowd start` calls."""
+def run(config: StartConfig, *, generate: bool = True) -> int:
+    """Run a session until its end; returns the exit code. What `jobflowd start` calls.
+
+    `generate` False: a list of tasks that is complete is not asked of the program again.
+    """
     umask = os.umask(0o077)
     rlimits.protect()
-    session = open_session(config, say=_say_waiting)
+    session = open_session(config, say=console.say_waiting)
     with ExitStack() as stack:
         stack.callback(session.close)
-        progress = None if detach.detached() else console.Progress()
+        progress = None if detach.in_background() else console.Progress()
         log_files = logs.start(
             session.log_path,
             level=config.log_level,
@@ -71,7 +74,7 @@ def run(config: StartConfig) -> int:
         )
         stack.callback(log_files.close)
         try:
-            daemon = Daemon(session, umask, stack, log_files, progress)
+            daemon = Daemon(session, umask, stack, log_files, progress, generate=generate)
             return daemon.loop()
         except (StoreBroken, SessionError) as error:
             # No clean end: SQLite would let a later write succeed on pages that were never stored,
@@ -91,12 +94,6 @@ def run(config: StartConfig) -> int:
             raise
 
 
-def _say_waiting(text: str) -> None:
-    detach.announce_waiting(text)
-    if not detach.detached():
-        sys.stderr.write(f"{text}\n")
-
-
 class Daemon:
     """One session being served. Opened by its constructor's `stack`, closed by unwinding it."""
 
@@ -107,6 +104,8 @@ class Daemon:
         stack: ExitStack,
         log_files: logs.Logging,
         progress: console.Progress | None,
+        *,
+        generate: bool = True,
     ) -> None:
         self._session = session
         self._config = session.config
@@ -121,9 +120,9 @@ class Daemon:
         self._watchdog_s = notify.watchdog_interval_s()
         self._announced = False
         self._opened_at = time.monotonic()
-        self._open(umask, stack)
+        self._open(umask, stack, generate)
 
-    def _open(self, umask: int, stack: ExitStack) -> None:
+    def _open(self, umask: int, stack: ExitStack, generate: bool) -> None:
         """Open the store, bind, and start helpers, each with its end on the stack."""
         session, config = self._session, self._config
         for warning in session.warnings:
@@ -152,7 +151,9 @@ class Daemon:
         for warning in transports.warnings:
             _log.warning("transport", text=warning)
         desk = open_desk(session, umask, settings.launch_prefix)
-        generator = GeneratorProcess(session.paths.root, umask=umask)
+        generator = None
+        if generate or not snapshot.meta.get("generated"):
+            generator = GeneratorProcess(session.paths.root, umask=umask)
         self._sources = Sources(store, admin, transports, desk, generator, self._note_program)
         stack.callback(self._sources.close)
         self._performer = Performer(
@@ -169,7 +170,10 @@ class Daemon:
         self._reader = Reader(store, admin, inquiries, transports.warnings)
         self._recovery = Recovery(store, settings, session.paths.root)
         self._telemetry = open_telemetry(session, self._epoch)
-        generator.start()
+        if generator is None:
+            self._pending.append(ev.GenerationEnded())
+        else:
+            generator.start()
         self._put_beacon("open")
         if self._progress is not None and self._progress.live:
             self._progress.say(console.greeting(session.name, str(session.log_path)))

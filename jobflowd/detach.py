@@ -41,6 +41,7 @@ _STARTER: Final = (
 )
 
 _ready_fd: int | None = None
+_background = False
 
 
 # --- in the daemon ---------------------------------------------------------------------------
@@ -51,7 +52,7 @@ def adopt_pipe() -> bool:
 
     Called once, first thing: from then on no child of the daemon inherits the pipe or its name.
     """
-    global _ready_fd
+    global _ready_fd, _background
     text = os.environ.pop(READY_VARIABLE, "")
     if _ready_fd is None and text.isascii() and text.isdigit():
         with contextlib.suppress(OSError, OverflowError):
@@ -60,12 +61,18 @@ def adopt_pipe() -> bool:
             if stat.S_ISFIFO(os.fstat(fd).st_mode):
                 os.set_inheritable(fd, False)
                 _ready_fd = fd
+                _background = True
     return _ready_fd is not None
 
 
 def detached() -> bool:
     """Whether a parent still waits for this process to be ready."""
     return _ready_fd is not None
+
+
+def in_background() -> bool:
+    """Whether this process was started into the background: nobody sees what it prints."""
+    return _background
 
 
 def announce_waiting(text: str) -> None:

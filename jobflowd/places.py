@@ -87,12 +87,12 @@ class SessionPlace:
         return False
 
     def ended(self) -> Ended | None:
-        """How the run ended, if its latest start has a recorded end."""
+        """How the run ended, if it has. A start removes the record of the end before it."""
         record = _read_record(self.dir / "ended.json")
         if record is None or type(record.get("code")) is not int:
             return None
         ended_at = _moment(record.get("ended_at"))
-        if ended_at is None or (self.started_at is not None and ended_at < self.started_at):
+        if ended_at is None:
             return None
         tasks = record.get("tasks")
         counts = tasks if type(tasks) is dict else {}

@@ -40,7 +40,8 @@ from jobflowd import config as configuration
 from jobflowd.api import state_dir
 from jobflowd.config import StartConfig
 from jobflowd.filesystems import filesystem_of
-from jobflowd.ownership import Ownership, SessionError, take
+from jobflowd.makingway import take
+from jobflowd.ownership import Ownership, SessionError
 from jobflowd.sessionplace import (
     EXIT_CONFLICT,
     check_place,
@@ -59,6 +60,7 @@ __all__ = [
     "SessionError",
     "default_name",
     "ended_file",
+    "known_database",
     "open_session",
 ]
 
@@ -202,7 +204,7 @@ def _plan(config: StartConfig, cwd: Path) -> _Plan:
         try:
             _check_identity(name, old, program, args)
         except SessionError:
-            if not _is_empty(_old_database(paths, old)):
+            if not _is_empty(known_database(paths, old)):
                 raise
             # The first try named no task: whoever mends its arguments has nothing to lose.
             config = replace(config, fresh=True)
@@ -296,7 +298,7 @@ def _database(
     config: StartConfig, paths: SessionPaths, old: SessionRecord | None
 ) -> tuple[StartConfig, Path]:
     """The database's path, which stays what it was; a second one would split the session."""
-    known = _old_database(paths, old)
+    known = known_database(paths, old)
     if config.db_path is None and (known == paths.database or config.fresh):
         return config, paths.database
     if config.db_path is None:
@@ -349,7 +351,7 @@ def _enter(plan: _Plan, say: Callable[[str], None]) -> Session:
             _check_identity(plan.name, old, plan.program, plan.args)
         started_at = ownership.owner.started_at
         archived = None
-        database = _old_database(paths, old)
+        database = known_database(paths, old)
         if config.fresh and (has_record(paths) or os.path.lexists(database)):
             archived = _archive(paths, database, started_at)
             old = None
@@ -416,7 +418,8 @@ def _write_record(plan: _Plan, old: SessionRecord | None, now: float) -> Session
     return record
 
 
-def _old_database(paths: SessionPaths, old: SessionRecord | None) -> Path:
+def known_database(paths: SessionPaths, old: SessionRecord | None) -> Path:
+    """Where the database of a session with this record is."""
     recorded = old.settings.get("db_path") if old is not None else None
     return Path(recorded) if isinstance(recorded, str) else paths.database
 

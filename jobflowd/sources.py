@@ -43,13 +43,13 @@ class Sources:
         admin: AdminServer,
         transports: Transports,
         desk: LocalDesk | BatchDesk | None,
-        generator: GeneratorProcess,
+        generator: GeneratorProcess | None,
         on_register: Callable[[Register], None],
     ) -> None:
         self._admin = admin
         self._transports = transports
         self._desk = desk
-        self._generator: GeneratorProcess | None = generator
+        self._generator = generator
         self._on_register = on_register
         #: Answers to changing requests go through here.
         self.bulk = Bulk(store, admin)

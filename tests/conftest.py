@@ -87,7 +87,7 @@ class Cli:
 
         Its output goes to files: a pipe would be held open by whatever the process leaves behind.
         """
-        stem = f"{len(self._spawned)}-{command}"
+        stem = f"{len(self._spawned)}-{Path(command).name}"
         out, err = self.cwd / f"{stem}.out", self.cwd / f"{stem}.err"
         with out.open("wb") as stdout, err.open("wb") as stderr:
             process = subprocess.Popen(

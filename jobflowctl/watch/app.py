@@ -34,6 +34,7 @@ from jobflowd import api
 
 TABS: Final = ("overview", "tasks", "workers", "launches", "failures", "log")
 LOG_LINES: Final = 500
+_NAMES_MAX: Final = 3
 _STATES: Final = (None, *api.TASK_STATES)
 _CSS: Final = """
 Screen { background: $background; }
@@ -130,6 +131,9 @@ class Dashboard(App[None]):
         self._note = ""
         self._said = ""
         self._frozen = False
+        self._stops = 0
+        if steering is not None:
+            self._bindings.key_to_bindings["q"] = [Binding("q", "leave", "Stop the run")]
         self._lists: dict[str, RowList] = {}
 
     def _emit(self, news: feed.News) -> None:
@@ -195,7 +199,7 @@ class Dashboard(App[None]):
         match news:
             case feed.Seen(body):
                 self.model.body = body
-                self._banner("")
+                self._banner(waited_for(body) if self._stops else "")
             case feed.Rows(want, rows, following, note) if want.kind == self.tab:
                 self._all[want.kind] = list(rows)
                 self._next, self._note = following, note
@@ -453,8 +457,10 @@ class Dashboard(App[None]):
     def action_leave(self) -> None:
         if self._steering is None:
             self.exit()
-        else:
-            self.notify(self._steering.stop())
+            return
+        self._stops += 1
+        self._frozen = False
+        self.notify(self._steering.stop())
 
     def action_interrupt(self) -> None:
         self.action_leave()
@@ -462,6 +468,20 @@ class Dashboard(App[None]):
     def _watch_the_end(self) -> None:
         if self._steering is not None and self._steering.ended():
             self.exit()
+
+
+def waited_for(body: Mapping[str, Any]) -> str:
+    """Who still runs what, while the run is being stopped."""
+    busy = [
+        f"{safe(task_id)} on {safe(one.get('host'))}"
+        for one in body.get("worker_list") or ()
+        for task_id in one.get("running") or ()
+    ]
+    names = ", ".join(busy[:_NAMES_MAX])
+    more = f" and {len(busy) - _NAMES_MAX} more" if len(busy) > _NAMES_MAX else ""
+    online = int(part(body, "workers").get("online") or 0)
+    what = f"{names}{more}" if busy else count(online, "worker")
+    return f"stopping (Ctrl-C: now), waiting for {what}"
 
 
 def _silence(news: feed.Silent) -> str:

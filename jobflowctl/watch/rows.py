@@ -128,6 +128,7 @@ class RowList(ScrollView, can_focus=True):
             self._sort = next((n for n in columns if self._fields[n].order is not None), None)
             self._down = False
         self.show(self._rows)
+        self._to(0)
         if self._sort is None:
             return "in the daemon's order"
         return f"by {self._fields[self._sort].title.lower()}{', descending' * self._down}"

@@ -117,7 +117,7 @@ class Sge:
         return ["qacct", "-o", user, "-j", names[0].rpartition("-")[0] + "-*"]
 
     def parse_history(self, rc: int | None, out: str, err: str) -> Answer | NoEvidence:
-        if rc != 0 and ("not found" in err or "no jobs" in err.lower()):
+        if rc == 1 and re.search(r"not found|no jobs|No such file", err + out):
             return Answer(())
         if rc != 0:
             return NoEvidence(jobtext.no_answer(rc, "qacct", out, err))

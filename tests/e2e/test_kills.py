@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,25 @@ def live(world: World) -> list[dict[str, object]]:
     return [one for one in world.workers() if one["state"] in ("idle", "busy")]
 
 
+def test_kill_of_the_daemons_helpers_costs_nothing(world: World) -> None:
+    """The process that reads mailboxes is replaced; workers notice nothing."""
+    daemon = world.start("--workers", "1", mode="fs", n=3, spec=WAIT)
+    world.until_running(1)
+    workers = {one["pid"] for one in world.workers()}
+    helpers = [pid for pid in children_of(daemon.process.pid) if pid not in workers]
+    assert helpers
+    for pid in helpers:
+        kill(pid)
+    world.open_gate()
+    world.ended(daemon, 0)
+    assert set(world.started().values()) == {1}
+
+
+def children_of(pid: int) -> list[int]:
+    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return [int(one) for one in text.split()]
+
+
 def test_kill_of_a_child_costs_one_attempt_and_no_worker(world: World) -> None:
     daemon = world.start("--workers", "1", "--retry-backoff", "0.1", n=2, spec=WAIT)
     world.until_running(1)
@@ -129,11 +149,16 @@ def gone(world: World, worker_id: str) -> bool:
     return worker_id not in {one["worker_id"] for one in live(world)}
 
 
+def ended(world: World, n: int) -> bool:
+    """Whether so many tasks have ended."""
+    return len(world.notes("end")) >= n
+
+
 def test_many_kills_in_a_row(world: World) -> None:
     """The daemon dies five times in one run, at any moment; each task succeeds exactly once."""
     daemon = world.start("--workers", "2", n=150, spec={"do": "sleep", "s": 0.02})
     for n in (5, 30, 60, 90, 120):
-        world.until(lambda n=n: len(world.notes("end")) >= n, f"{n} tasks to end")  # type: ignore[misc]
+        world.until(partial(ended, world, n), f"{n} tasks to end")
         kill(daemon.process.pid)
         daemon.process.wait()
         daemon = world.again()

@@ -126,9 +126,10 @@ def test_a_spool_that_is_read_while_the_disk_is_full_is_not_lost(tmp_path: Path)
 
 @SLOW
 def test_the_database_is_flat_over_many_messages(tmp_path: Path) -> None:
-    """Known failure 14. 60,000 here; `python -m tests.faults.messages 1000000` for more."""
+    """Known failure 14. 80,000 here; `python -m tests.faults.messages 1000000` for more."""
     crowd = Crowd(tmp_path / "m.db")
-    crowd.run(20_000)
+    # Until its first checkpoint the log grows to its 4 MB.
+    crowd.run(40_000)
     early = crowd.sizes()
     crowd.run(40_000)
     late = crowd.sizes()
@@ -136,4 +137,4 @@ def test_the_database_is_flat_over_many_messages(tmp_path: Path) -> None:
     assert late["processed_messages"] <= early["processed_messages"] + 100
     assert late["attempts"] == early["attempts"]
     assert late["bytes"] <= early["bytes"] * 1.2
-    assert late["messages"] >= 60_000
+    assert late["messages"] >= 80_000

@@ -102,7 +102,7 @@ def test_people_get_a_screen_and_scripts_only_data(daemon: StubDaemon, cli: Cli)
     done = cli.run("jobflowctl", "status")
     assert "40 of 100 tasks" in done.stdout
     assert "\x1b" not in done.stdout
-    assert done.stdout.rstrip().endswith("jobflowctl -s t1 tasks --state failed")
+    assert done.stdout.rstrip().endswith("jobflowctl -s t1 failures")
     assert done.stderr == ""
     assert cli.run("jobflowctl", "-q", "status").stdout == "running\n"
 

@@ -15,6 +15,8 @@ from jobflowctl.waiting import Outcome
 from jobflowctl.watch.app import Dashboard
 from jobflowctl.watch.rows import RowList
 
+pytestmark = pytest.mark.slow
+
 SIZES = [(80, 24), (200, 60)]
 Play = Callable[[Dashboard, "Screen"], Awaitable[None]]
 
@@ -65,6 +67,7 @@ def play(
         app = Dashboard(source, interval_s=0.05, **options)
         async with app.run_test(size=size, notifications=True) as pilot:
             await script(app, Screen(app, pilot))
+        app._feed.join(10)
 
     asyncio.run(run())
 
@@ -72,7 +75,8 @@ def play(
 @pytest.mark.parametrize("size", SIZES)
 def test_the_overview_says_everything_at_a_glance(size: tuple[int, int]) -> None:
     async def script(app: Dashboard, screen: Screen) -> None:
-        text = await screen.shows("ValueError: bad N at conv.py:12")
+        await screen.shows("ValueError: bad N at conv.py:12")
+        text = await screen.shows("q Leave")
         for words in (
             "t1  running",
             "up 1 h 2 min",
@@ -88,11 +92,10 @@ def test_the_overview_says_everything_at_a_glance(size: tuple[int, int]) -> None
             "task-00001",
             "50 %",
             "task_failed",
-            "q Leave",
         ):
             assert words in text
         assert "█" in text
-        assert "▁" in text
+        assert "▂" in text
 
     play(FakeSource(), script, size)
 
@@ -283,10 +286,11 @@ def test_leaving_changes_nothing(key: str) -> None:
     async def script(app: Dashboard, screen: Screen) -> None:
         await screen.shows("390 succeeded")
         await screen.press(key)
-        await screen.until(lambda: ("close", {}) in source.calls)
+        await screen.until(lambda: app._exit)
 
     play(source, script)
     assert source.changes() == []
+    assert source.calls[-1] == ("close", {})
 
 
 def test_a_daemon_that_restarts_is_a_banner_and_then_none() -> None:
@@ -346,7 +350,7 @@ def test_in_the_wrapper_leaving_stops_the_run() -> None:
         await screen.press("q")
         await screen.shows("stop 1")
         await screen.press("ctrl+c")
-        await screen.until(lambda: ("close", {}) in source.calls)
+        await screen.until(lambda: app._exit)
 
     play(source, script, steering=steering)
     assert steering.stops == 2

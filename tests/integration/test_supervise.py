@@ -35,7 +35,13 @@ class Wrapper:
     """The wrapper around a stub, at a pseudo-terminal or with files."""
 
     def __init__(
-        self, env: dict[str, str], directory: Path, mode: str, *flags: str, terminal: bool = True
+        self,
+        env: dict[str, str],
+        directory: Path,
+        mode: str,
+        *flags: str,
+        terminal: bool = True,
+        term: str = "dumb",
     ) -> None:
         self.directory = directory
         self._controller, inner = pty.openpty()
@@ -44,7 +50,7 @@ class Wrapper:
             stdin=inner if terminal else subprocess.DEVNULL,
             stdout=inner,
             stderr=inner,
-            env={**env, "TERM": "dumb"},
+            env={**env, "TERM": term},
             start_new_session=True,
         )
         os.close(inner)
@@ -99,8 +105,9 @@ def wrapper(
 ) -> Iterator[Callable[..., Wrapper]]:
     made: list[Wrapper] = []
 
-    def make(mode: str = "idle", *flags: str, terminal: bool = True) -> Wrapper:
-        made.append(Wrapper(session_env, tmp_path / "t1", mode, *flags, terminal=terminal))
+    def make(mode: str = "idle", *flags: str, terminal: bool = True, term: str = "dumb") -> Wrapper:
+        directory = tmp_path / "t1"
+        made.append(Wrapper(session_env, directory, mode, *flags, terminal=terminal, term=term))
         return made[-1]
 
     yield make
@@ -201,6 +208,44 @@ def test_without_a_view_it_only_waits(wrapper: Callable[..., Wrapper]) -> None:
     run.process.send_signal(signal.SIGINT)
     assert run.end() == 4
     assert "40/100" not in run.shown
+
+
+# --- full screen ------------------------------------------------------------------------------
+
+
+def test_full_screen_q_ends_the_run_and_says_what_it_waits_for(
+    wrapper: Callable[..., Wrapper],
+) -> None:
+    run = wrapper("stubborn", term="xterm-256color")
+    run.wait_for("38 succeeded")
+    run.type(b"q")
+    run.wait_for("waiting for scan-0001 on n1")
+    # In raw mode Ctrl-C is a key.
+    run.type(b"\x03")
+    assert run.end() == 130
+    # The terminal is a usual one again, with the outcome on it.
+    assert "t1 done" in run.shown.rpartition("\x1b[?1049l")[2]
+
+
+def test_full_screen_ends_with_the_daemon(wrapper: Callable[..., Wrapper]) -> None:
+    run = wrapper(term="xterm-256color")
+    run.wait_for("38 succeeded")
+    os.kill(run.daemon_pid(), signal.SIGINT)
+    assert run.end() == 4
+    assert "t1 done" in run.shown.rpartition("\x1b[?1049l")[2]
+
+
+def test_full_screen_closing_the_terminal_leaves_the_run_alone(
+    wrapper: Callable[..., Wrapper],
+) -> None:
+    run = wrapper(term="xterm-256color")
+    run.wait_for("38 succeeded")
+    pid = run.daemon_pid()
+    run.process.send_signal(signal.SIGHUP)
+    run.hang_up()
+    assert run.process.wait(20) == 130
+    assert alive(pid)
+    os.kill(pid, signal.SIGINT)
 
 
 # --- the command line -------------------------------------------------------------------------

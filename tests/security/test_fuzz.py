@@ -1,4 +1,4 @@
-"""Hostile bytes, a fixed number of them; `fuzz.py` runs for as long as one likes (T10, T11, T14)."""
+"""Hostile bytes, a fixed number of them; `fuzz.py` takes as many as one likes (T10, T11, T14)."""
 
 from __future__ import annotations
 

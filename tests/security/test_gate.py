@@ -422,10 +422,10 @@ class Relay:
 class fake_refuser:
     """Speaks just enough ZMTP to say ERROR 400 to whoever greets it."""
 
-    def __init__(self) -> None:
+    def __init__(self, port: int = 0) -> None:
         import socket
 
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server(("127.0.0.1", port))
         self.port = self._listener.getsockname()[1]
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()

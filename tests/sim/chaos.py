@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from tests.sim.run import Simulation
 
 
+_COMMANDS = ("scale", "scale", "drain", "drain", "drain", "cancel", "retry", "retry", "pause", "resume")
+
+
 class Chaos:
     """Faults that come by themselves; those of single messages are where the messages are."""
 
@@ -93,7 +96,7 @@ class Chaos:
     def _operator(self) -> None:
         sim, rng = self.sim, self.world.rng
         task_id = f"t{rng.randrange(sim.profile.tasks)}"
-        match rng.choice(("scale", "cancel", "retry", "retry", "drain", "pause", "resume")):
+        match rng.choice(_COMMANDS):
             case "scale":
                 wanted = rng.randint(0, sim.profile.workers + 1)
                 sim.most_wanted = max(sim.most_wanted, wanted)

@@ -3,8 +3,10 @@
 Each replaces a function of the product, or of the simulated shell, by a wrong one while it is
 planted; the product knows nothing of this. `find` says at which seed it is found.
 
-Not here, since it is harmless: an outcome that comes again and is not answered again. Its verdict
-is repeated with the repair that the lost answer's gap asks for.
+Two are not here, since they are harmless: an outcome that comes again and is not answered again
+(its verdict is repeated with the repair that the lost answer's gap asks for), and a worker that
+ignores gaps of seq (nearly every post answers a report, so what was lost is seen to be missing
+before anything later comes).
 """
 
 from __future__ import annotations
@@ -128,11 +130,6 @@ def _drop_on_any_ack(self: Outbox, verdicts: Any) -> None:
     self._loose.clear()
 
 
-def _ignore_gaps(self: Any, seq: int, base: int) -> None:
-    self.seen = max(self.seen, seq)
-    self._gap = False
-
-
 def _credit_not_from_seen(book: Any, worker: Any, report: Any) -> None:
     _REPEAT(book, worker, report)
     worker.credit = report.credit
@@ -231,11 +228,10 @@ PLANTS: dict[str, Callable[[], list[Plant]]] = {
     "resend_under_new_ids": lambda: [(Outbox, "waiting", _resend_under_new_ids)],
     "drop_results_on_any_ack": lambda: [(Outbox, "on_verdicts", _drop_on_any_ack)],
     "send_each_result_once": lambda: [
-        (Outbox, "overdue", lambda _: []),
+        (Outbox, "overdue", lambda *_, **__: []),
         (Outbox, "waiting", lambda _: []),
     ],
     "floor_is_too_high": lambda: [(Outbox, "floor", property(lambda one: one._counter + 1))],
-    "ignore_gaps_of_seq": lambda: [(Session, "_advance", _ignore_gaps)],
     "seen_goes_back": lambda: [(Session, "_on_welcome", _seen_goes_back)],
     "credit_is_not_counted_from_seen": lambda: [
         (reports, "_repeat_unseen", _credit_not_from_seen)

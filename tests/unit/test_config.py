@@ -326,7 +326,6 @@ def test_defaults_agree_on_every_file_system() -> None:
         ({"mode": "fs", "lease_duration": 120.0}, True, "--lease-duration 300"),
         ({"env_script": Path("/nonexistent.sh")}, False, "--env-script"),
         ({"lsf_env_script": Path("/nonexistent.sh")}, False, "--lsf-env-script"),
-        ({"dashboard": "on"}, False, "later version"),
     ],
 )
 def test_a_conflict_is_refused_with_its_fix(

@@ -161,7 +161,7 @@ t1  running · up 12 min 5 s · pid 4711 on login2
 
 ! 2 workers run an older program text
 
-next  jobflowctl -s t1 tasks --state failed"""
+next  jobflowctl -s t1 failures"""
 
 
 def test_the_status_screen() -> None:

@@ -1,0 +1,86 @@
+"""Known failures of the original that need no process to be shown: messages, restarts, queues."""
+
+from __future__ import annotations
+
+import pytest
+
+from jobflow_worker.messages import Register
+from jobflowd import events as ev
+from jobflowd.book import Settings
+from jobflowd.effects import Submit
+from jobflowd.model import LaunchState
+
+from .pure import HASH, Manager, Pair, definitions
+
+HEARTBEAT_S = Settings("s", "p.py").heartbeat_s
+
+
+def test_any_single_lost_message_costs_at_most_one_heartbeat() -> None:
+    """Known failure 7: every message of a run, in either direction, is lost once."""
+    undisturbed = Pair()
+    quickest = undisturbed.run()
+    assert set(undisturbed.executed.values()) == {1}
+    assert undisturbed.sent > 10
+    for number in range(1, undisturbed.sent + 1):
+        pair = Pair(lost=number)
+        cost = pair.run() - quickest
+        assert cost <= HEARTBEAT_S + 0.5, f"message {number} costs {cost:g} s"
+        assert set(pair.executed.values()) == {1}, f"message {number} repeats a task"
+
+
+def test_ten_workers_stay_ten_over_a_hundred_starts() -> None:
+    """Known failure 2: every start of the manager finds its workers, and asks for no others."""
+    manager = Manager(Settings("s", "p.py", launcher="multiprocess", workers=10))
+    launched: dict[str, int] = {}
+    now = 0.0
+    for life in range(100):
+        if life:
+            manager.restart()
+        opening: list[ev.Event] = [ev.ProgramChanged(HASH), ev.TransportsReady()]
+        opening += [ev.Generated(definitions(50)), ev.GenerationEnded()]
+        for launch_id, pid in launched.items():
+            hello = Register(1, 1, "0", "3", "h", pid, 1, "zmq", HASH, 1, launch_id)
+            opening.append(ev.Heard(f"w-{pid:016x}", 1, "zmq", hello))
+            opening.append(ev.LaunchSeen(launch_id, LaunchState.RUNNING))
+        events = [*opening, ev.QueryAnswered()]
+        for _ in range(40):
+            now += 1.0
+            effects = manager.turn(now, *events, ev.MailRead(now))
+            events = []
+            for effect in effects:
+                if isinstance(effect, Submit):
+                    launched[effect.launch_id] = len(launched) + 1
+                    events.append(ev.Submitted(effect.launch_id, f"j-{effect.launch_id}"))
+        assert len(launched) == 10, f"start {life + 1} brought {len(launched) - 10} more"
+    manager.close()
+
+
+@pytest.mark.parametrize("poll_s", [30.0, 60.0])
+def test_a_batch_job_that_vanishes_is_replaced_within_two_polls(poll_s: float) -> None:
+    """Known failure 18. Two answers without it, a minute apart, are the evidence."""
+    settings = Settings("s", "p.py", launcher="slurm", workers=1, launch_poll_s=poll_s)
+    manager = Manager(settings)
+    first, vanished_at, replaced_at = "", 0.0, 0.0
+    opening = [ev.ProgramChanged(HASH), ev.TransportsReady()]
+    events: list[ev.Event] = [*opening, ev.Generated(definitions(5)), ev.GenerationEnded()]
+    next_poll = 0.0
+    for now in range(1, 900):
+        if now >= next_poll:
+            next_poll = now + poll_s
+            gone = first and now > 200
+            vanished_at = vanished_at or (float(now) if gone else 0.0)
+            if first and not gone:
+                events.append(ev.LaunchSeen(first, LaunchState.RUNNING, "17"))
+            events.append(ev.QueryAnswered((first,) if gone else ()))
+        effects = manager.turn(float(now), *events, ev.MailRead(float(now)))
+        events = []
+        for effect in effects:
+            if isinstance(effect, Submit):
+                replaced_at = float(now) if first else 0.0
+                first = first or effect.launch_id
+                events.append(ev.Submitted(effect.launch_id, "17"))
+        if replaced_at:
+            break
+    manager.close()
+    assert replaced_at, "it was never replaced"
+    assert replaced_at - vanished_at <= max(2 * poll_s, 60.0 + poll_s) + 2

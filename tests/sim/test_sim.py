@@ -1,0 +1,78 @@
+"""The simulator in CI: some seeds, their thrift, its own determinism, and bugs that it must find."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.sim.planted import PLANTS, find
+from tests.sim.run import run_seed
+
+ROOT = Path(__file__).parent.parent.parent
+#: Executions per task under faults; a restart or a lost message alone must cost none.
+EXECUTIONS_CEILING = 1.6
+
+
+def test_two_hundred_histories_keep_every_promise() -> None:
+    outcomes = [run_seed(seed) for seed in range(200)]
+    broken = [f"--seed {one.seed}: {one.error}" for one in outcomes if one.error]
+    assert not broken, "replay with python -m tests.sim --trace and: " + "; ".join(broken)
+    tasks = sum(one.tasks for one in outcomes)
+    assert sum(one.stats.get("executions", 0) for one in outcomes) / tasks < EXECUTIONS_CEILING
+    gentle = [one for one in outcomes if one.kind != "swarm"]
+    assert len(gentle) > 30
+    assert all(one.stats.get("executions") == one.tasks for one in gentle)
+
+
+def test_a_seed_is_a_whole_history_whatever_the_hash_seed() -> None:
+    def trace(hash_seed: str) -> str:
+        code = (
+            "from tests.sim.run import run_seed\n"
+            "print([run_seed(seed, keep_trace=True).digest for seed in range(20)])"
+        )
+        env = os.environ | {"PYTHONHASHSEED": hash_seed}
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, env=env, text=True, capture_output=True,
+            check=True,
+        )  # fmt: skip
+        return done.stdout
+
+    assert trace("1") == trace("2")
+
+
+#: Found within the first seeds, so that every run of the tests shows that the simulator can see.
+QUICK = (
+    "perform_before_commit",
+    "no_dedup",
+    "lease_by_wall_clock",
+    "expire_before_mail_is_read",
+    "forget_in_flight_at_boot",
+    "reuse_attempt_numbers",
+    "resend_under_new_ids",
+    "drop_results_on_any_ack",
+    "send_each_result_once",
+    "credit_is_not_counted_from_seen",
+    "never_repair",
+    "solo_is_ignored",
+    "window_forgets_the_disk",
+    "delayed_for_ever",
+    "spools_are_ignored",
+    "old_worker_gets_a_new_row",
+)
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_a_planted_bug_is_found(name: str) -> None:
+    seed, how = find(name, seeds=100)
+    assert seed is not None, how
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(set(PLANTS) - set(QUICK)))
+def test_a_rarer_planted_bug_is_found(name: str) -> None:
+    seed, how = find(name)
+    assert seed is not None, how
