@@ -69,5 +69,31 @@ KILL_GRACE_S: Final = 5.0
 #: Registering is repeated with this pause at first, doubling to the maximum.
 REGISTER_RETRY_S: Final = 1.0
 REGISTER_RETRY_S_MAX: Final = 15.0
+#: The options of the TCP sockets. SNDHWM: what waits for a peer that reads slowly; then a send
+#: says EAGAIN, and the next report repeats what matters.
+SOCKET_SEND_FRAMES_MAX: Final = 1_000
+#: RCVHWM of a worker: its one peer is the manager, which it trusts.
+SOCKET_RECEIVE_FRAMES_MAX: Final = 10_000
+#: RCVHWM of the manager, for each peer. A worker sends a few frames a second; what is above stays
+#: in the kernel's buffers, so a peer's memory here is bounded by this times the largest frame.
+SOCKET_FRAMES_PER_PEER_MAX: Final = 100
+#: HANDSHAKE_IVL: a connection that says nothing, or stops half-way, is closed after this. libzmq's
+#: own 30 s would let a stranger hold six times as many descriptors.
+SOCKET_HANDSHAKE_S: Final = 5
+#: HEARTBEAT_IVL and _TIMEOUT, _TTL: a dead host is noticed below, so that nothing is queued for
+#: it. Leases are another matter and another clock.
+SOCKET_PING_S: Final = 10
+SOCKET_DEAD_S: Final = 30
+#: TCP_KEEPALIVE_*: firewalls between login and compute nodes forget connections that are silent.
+TCP_KEEPALIVE_IDLE_S: Final = 60
+TCP_KEEPALIVE_INTERVAL_S: Final = 20
+TCP_KEEPALIVE_COUNT: Final = 3
+#: RECONNECT_IVL, plus a random part of the second value, up to _MAX: a thousand workers must not
+#: come back in the same instant.
+SOCKET_RECONNECT_S: Final = 1
+SOCKET_RECONNECT_JITTER_S: Final = 0.5
+SOCKET_RECONNECT_S_MAX: Final = 30
+#: BACKLOG: a thousand jobs may start in the same second.
+SOCKET_BACKLOG: Final = 4_096
 #: In `auto`, how long the TCP endpoints may take before the mailbox is used.
 CONNECT_PATIENCE_S: Final = 5.0

@@ -7,6 +7,7 @@ Pure. A message gets its counter when it is packed and keeps it: sent again it i
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import NamedTuple
 
 from jobflow_worker import limits
@@ -105,6 +106,15 @@ class Outbox:
     def waiting(self) -> list[Outgoing]:
         """Everything packed and not acknowledged, oldest first."""
         return [Outgoing(counter, message) for counter, message in self.packed.items()]
+
+    def dated(self, messages: Iterable[Outgoing]) -> list[Outgoing]:
+        """Outcome messages carry the floor of the moment they are sent."""
+        return [
+            Outgoing(counter, replace(message, floor=self.floor))
+            if isinstance(message, TaskFinished | TaskFailed | TaskReturned)
+            else Outgoing(counter, message)
+            for counter, message in messages
+        ]
 
     def sent(self, messages: Iterable[Outgoing], hb_seq: int) -> None:
         """These go out now, ahead of the report `hb_seq`."""

@@ -10,7 +10,7 @@ from dataclasses import replace
 from jobflow_worker import limits
 from jobflow_worker.messages import Ack, Heartbeat, Register, Report, RequestWork
 from jobflow_worker.outbox import Outbox, Outgoing
-from jobflow_worker.vocabulary import Identity
+from jobflow_worker.vocabulary import BeaconSeen, Identity
 from jobflow_worker.workload import Workload
 
 #: The weight of a new round trip in the running mean.
@@ -92,6 +92,42 @@ class Reporter:
         )
         self.latest = Outgoing(self._outbox.next_counter(), message)
         return self.latest
+
+
+class Listening:
+    """How long neither a message of the manager came nor its beacon moved."""
+
+    def __init__(self) -> None:
+        self._heard_at: float | None = None
+        self._asked_at = float("-inf")
+        self._beacon: tuple[int, int] | None = None
+
+    def begin(self, now: float) -> None:
+        """Silence is counted from the first moment."""
+        if self._heard_at is None:
+            self._heard_at = now
+
+    def heard(self, now: float) -> None:
+        self._heard_at = now
+
+    def quiet_s(self, now: float) -> float:
+        return now - (self._heard_at if self._heard_at is not None else now)
+
+    def wants_beacon(self, now: float, heartbeat_s: float) -> bool:
+        """True if it is time to look at the beacon; asking counts as looking."""
+        pause_s = min(heartbeat_s, 2.0) if self._beacon is None else heartbeat_s / 2
+        if now - self._asked_at < pause_s or self.quiet_s(now) <= 1.0:
+            return False
+        self._asked_at = now
+        return True
+
+    def on_beacon(self, now: float, seen: BeaconSeen) -> tuple[bool, bool]:
+        """Has it moved, and is it another life of the manager? An open one that moves is heard."""
+        before, self._beacon = self._beacon, (seen.epoch, seen.n)
+        moved = before != self._beacon
+        if moved and seen.state == "open":
+            self._heard_at = now
+        return moved, before is not None and seen.epoch > before[0]
 
 
 def _same_lists(one: Report, other: Report) -> bool:

@@ -12,7 +12,6 @@ Rules
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 
 from jobflow_worker import limits
 from jobflow_worker.messages import (
@@ -29,13 +28,10 @@ from jobflow_worker.messages import (
     Returned,
     Shutdown,
     ShutdownAck,
-    TaskFailed,
-    TaskFinished,
-    TaskReturned,
     Welcome,
 )
 from jobflow_worker.outbox import Outbox, Outgoing
-from jobflow_worker.reporter import Reporter
+from jobflow_worker.reporter import Listening, Reporter
 from jobflow_worker.slotevents import Moved, Settled, SlotBroken, SlotReady, Unstarted
 from jobflow_worker.vocabulary import (
     BeaconSeen,
@@ -95,10 +91,7 @@ class Session:
         self._heartbeat_s = 10.0
         self._idle_timeout_s: float | None = None
         self._manager_timeout_s = manager_timeout_s
-        self._heard_at: float | None = None
-        self._beacon: tuple[int, int] | None = None
-        self._beacon_state = "open"
-        self._beacon_asked_at = float("-inf")
+        self._listening = Listening()
         self._register_at: float | None = None
         self._register_pause_s = limits.REGISTER_RETRY_S
         self._welcomed = False
@@ -118,8 +111,7 @@ class Session:
         """The only entrance: take events in, then do what is due."""
         self._now = now
         self._effects = []
-        if self._heard_at is None:
-            self._heard_at = now
+        self._listening.begin(now)
         for event in events:
             if not self.exited:
                 self._take(event)
@@ -131,7 +123,7 @@ class Session:
         """The whole mailbox: all unacknowledged outcomes and the latest report or Register."""
         latest = [self.reporter.latest] if self.reporter.latest is not None else []
         farewell = [self._farewell] if self._farewell is not None else []
-        return [self._dated(one) for one in self.outbox.waiting()] + latest + farewell
+        return self.outbox.dated(self.outbox.waiting()) + latest + farewell
 
     def next_deadline(self) -> float | None:
         """When `handle` should be called even if nothing happens."""
@@ -179,7 +171,7 @@ class Session:
     # --- the manager --------------------------------------------------------------------------
 
     def _from_manager(self, message: FromManager) -> None:
-        self._heard_at = self._now
+        self._listening.heard(self._now)
         if isinstance(message, Reject):
             self._spool()
             self._exit(78, message.sentence)
@@ -262,12 +254,8 @@ class Session:
         self._leave("draining", at_once=message.now, grace_s=message.grace_s)
 
     def _on_beacon(self, seen: BeaconSeen) -> None:
-        moved = self._beacon is None or (seen.epoch, seen.n) != self._beacon
-        restarted = self._beacon is not None and seen.epoch > self._beacon[0]
-        self._beacon = (seen.epoch, seen.n)
-        self._beacon_state = seen.state
+        moved, restarted = self._listening.on_beacon(self._now, seen)
         if moved and seen.state == "open":
-            self._heard_at = self._now
             self._effects.append(Reconnect(seen.endpoints))
             if self.epoch is not None and seen.epoch > self.epoch:
                 self._register_again()
@@ -385,20 +373,16 @@ class Session:
             return True
         return (
             self.reporter.hb_seq - self.reporter.answered >= 2
-            or self._quiet_s() > 2 * self._heartbeat_s
+            or self._listening.quiet_s(self._now) > 2 * self._heartbeat_s
         )
-
-    def _quiet_s(self) -> float:
-        return self._now - (self._heard_at if self._heard_at is not None else self._now)
 
     def _mind_silence(self) -> None:
         if not self._unanswered():
             return
-        pause = min(self._heartbeat_s, 2.0) if self._beacon is None else self._heartbeat_s / 2
-        if self._now - self._beacon_asked_at >= pause and self._quiet_s() > 1.0:
-            self._beacon_asked_at = self._now
+        if self._listening.wants_beacon(self._now, self._heartbeat_s):
             self._effects.append(ReadBeacon())
-        if self._quiet_s() >= self._manager_timeout_s and self.leaving is None:
+        too_long = self._listening.quiet_s(self._now) >= self._manager_timeout_s
+        if too_long and self.leaving is None:
             self._leave("draining", at_once=False)
 
     def _send_what_is_due(self) -> None:
@@ -452,20 +436,12 @@ class Session:
         self._progress_news = False
         latest = self.reporter.report(self._now, report, beat=beat)
         self.outbox.sent(fresh, self.reporter.hb_seq)
-        dated = tuple(self._dated(one) for one in fresh)
-        self._effects.append(Send((*dated, latest)))
+        self._effects.append(Send((*self.outbox.dated(fresh), latest)))
 
     def _resend(self) -> None:
         """After a Welcome: everything the manager may not know, at once."""
         self.outbox.pack()
         self._report_with(self.outbox.waiting(), self._credit(), beat=False)
-
-    def _dated(self, one: Outgoing) -> Outgoing:
-        """Outcome messages carry the floor of the moment they are sent."""
-        message = one.message
-        if isinstance(message, TaskFinished | TaskFailed | TaskReturned):
-            return Outgoing(one.counter, replace(message, floor=self.outbox.floor))
-        return one
 
     def _send_register(self) -> None:
         self._register_at = self._now + self._register_pause_s

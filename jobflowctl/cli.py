@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobflowctl import inspectcli
+from jobflowctl import completing, inspectcli
+from jobflowctl.fastparse import hasten
 from jobflowctl.frame import (
     JsonOption,
     NowOption,
@@ -31,6 +32,17 @@ if TYPE_CHECKING:
     from jobflowctl.client import Client
     from jobflowctl.output import Output
     from jobflowd.api import SessionPlace
+
+
+# --- checking ---------------------------------------------------------------------------------
+
+
+@app.command(epilog=examples("jobflowctl -s t1 doctor"))
+def doctor(ctx: typer.Context, session: SessionOption = None, as_json: JsonOption = False) -> None:
+    """Check by one small batch job that workers of a session can work. Each fault in one line."""
+    from jobflowctl import doctor as room
+
+    at_session(ctx, session, as_json, room.examine)
 
 
 # --- reading ----------------------------------------------------------------------------------
@@ -56,7 +68,9 @@ def tasks(
     state: Annotated[
         str | None,
         typer.Option(
-            help="queued, assigned, running, succeeded, failed, canceled or held.", metavar="STATE"
+            help="queued, assigned, running, succeeded, failed, canceled or held.",
+            metavar="STATE",
+            autocompletion=completing.task_states,
         ),
     ] = None,
     match: Annotated[
@@ -90,7 +104,9 @@ def tasks(
 @app.command(epilog=examples("jobflowctl task scan-0017", "jobflowctl task scan-0017 --json"))
 def task(
     ctx: typer.Context,
-    task_id: Annotated[str, typer.Argument(help="The task's id.")],
+    task_id: Annotated[
+        str, typer.Argument(help="The task's id.", autocompletion=completing.task_ids)
+    ],
     session: SessionOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -311,7 +327,13 @@ def resume(
 @app.command(epilog=examples("jobflowctl drain node17-3f9a2c0d11e84b77"))
 def drain(
     ctx: typer.Context,
-    worker: Annotated[str, typer.Argument(help="The worker's id, from `jobflowctl workers`.")],
+    worker: Annotated[
+        str,
+        typer.Argument(
+            help="The worker's id, from `jobflowctl workers`.",
+            autocompletion=completing.worker_ids,
+        ),
+    ],
     yes: YesOption = False,
     session: SessionOption = None,
     as_json: JsonOption = False,
@@ -327,7 +349,10 @@ def drain(
 @app.command(epilog=examples("jobflowctl cancel scan-0017 scan-0018", "jobflowctl cancel --all"))
 def cancel(
     ctx: typer.Context,
-    task_ids: Annotated[list[str] | None, typer.Argument(help="Ids of tasks.")] = None,
+    task_ids: Annotated[
+        list[str] | None,
+        typer.Argument(help="Ids of tasks.", autocompletion=completing.task_ids),
+    ] = None,
     everything: Annotated[
         bool, typer.Option("--all", help="Every task that has no outcome yet.")
     ] = False,
@@ -353,7 +378,10 @@ def cancel(
 )
 def retry(
     ctx: typer.Context,
-    task_ids: Annotated[list[str] | None, typer.Argument(help="Ids of tasks.")] = None,
+    task_ids: Annotated[
+        list[str] | None,
+        typer.Argument(help="Ids of tasks.", autocompletion=completing.task_ids),
+    ] = None,
     group: Annotated[
         int | None, typer.Option("--group", metavar="N", help="A group of `failures`.", min=0)
     ] = None,
@@ -393,6 +421,7 @@ for _verb in inspectcli.VERBS:
 
 def main() -> None:
     """Console script `jobflowctl`."""
+    command = hasten(typer.main.get_command(app))
     # With what the user typed, not with `__main__.py`, in usage lines.
-    app(prog_name="jobflowctl")
+    command(prog_name="jobflowctl")
     sys.exit(0)

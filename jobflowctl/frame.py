@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from jobflowctl import completing
+
 if TYPE_CHECKING:
     from jobflowctl.client import Client
     from jobflowctl.output import Output
@@ -45,7 +47,13 @@ class Options:
 
 SessionOption = Annotated[
     str | None,
-    typer.Option("--session", "-s", metavar="SESSION", help="Name or directory of the session."),
+    typer.Option(
+        "--session",
+        "-s",
+        metavar="SESSION",
+        help="Name or directory of the session.",
+        autocompletion=completing.session_names,
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from jobflowctl import completing
 from jobflowctl.frame import JsonOption, SessionOption, examples, run, with_client
 
 if TYPE_CHECKING:
@@ -30,7 +31,9 @@ def _failures(
 
 def _explain(
     ctx: typer.Context,
-    task_id: Annotated[str, typer.Argument(help="The task's id.")],
+    task_id: Annotated[
+        str, typer.Argument(help="The task's id.", autocompletion=completing.task_ids)
+    ],
     session: SessionOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -45,7 +48,11 @@ def _explain(
 def _logs(
     ctx: typer.Context,
     name: Annotated[
-        str | None, typer.Argument(help="A task, a worker or a launch; nothing: the daemon.")
+        str | None,
+        typer.Argument(
+            help="A task, a worker or a launch; nothing: the daemon.",
+            autocompletion=completing.names_of_logs,
+        ),
     ] = None,
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Go on as lines are written.")
@@ -114,7 +121,9 @@ def _backup(
 
 def _replay(
     ctx: typer.Context,
-    task_id: Annotated[str, typer.Argument(help="The task's id.")],
+    task_id: Annotated[
+        str, typer.Argument(help="The task's id.", autocompletion=completing.task_ids)
+    ],
     pdb: Annotated[
         bool, typer.Option("--pdb", help="Open the debugger where the task fails.")
     ] = False,

@@ -459,8 +459,12 @@ class Supervisor:
                 self._output.say(line)
             if self._log:
                 self._output.say(f"the daemon ended with code {code}; its log: {self._log}")
-        if code == errors.EXIT_TASKS_FAILED and self._place is not None:
-            self._output.say(f"what failed is in the log: {self._log}")
+        if self._place is not None:
+            name = self._place.session
+            if code == errors.EXIT_TASKS_FAILED:
+                self._output.say(f"see why: jobflowctl -s {name} failures   (log: {self._log})")
+            elif code == errors.EXIT_WORK_LEFT:
+                self._output.say(f"go on with: jobflowd start --session-id {name}")
         return code
 
 

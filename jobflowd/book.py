@@ -110,6 +110,8 @@ class Book:
         self.next_launch_row = snapshot.next_launch_row
         self.next_order_no = snapshot.next_order_no
         self.dirty: dict[str, Worker] = {}
+        #: Workers that reported room: only these are looked at when tasks are handed out.
+        self.asking: dict[str, Worker] = {}
         self.strangers: dict[str, str] = {}
         self.wanted = int(snapshot.meta.get("wanted", settings.workers))
         self.paused = bool(snapshot.meta.get("paused", False))

@@ -29,6 +29,7 @@ from jobflowd.settings import Setting
 
 EXIT_INTERNAL: Final = 1
 EXIT_INTERRUPTED: Final = 130
+EXIT_UNAVAILABLE: Final = 69
 
 _log: Final = logs.get(__name__)
 
@@ -179,6 +180,20 @@ def _script(**flags: Any) -> int:
 _script.__signature__ = inspect.Signature(_options)  # type: ignore[attr-defined]
 _script.__annotations__ = {one.name: one.annotation for one in _options}
 app.command("script", epilog="jobflowd script --launcher slurm --program conv.py")(_script)
+
+
+def _check(**flags: Any) -> int:
+    """Check, by one small job, that workers of a start with these flags would work."""
+    from jobflowd.preflight import check
+
+    bad = check(load(flags), lambda line: print(logs.sanitised(line), flush=True))
+    print("everything is as it should be" if not bad else f"{bad} to mend", flush=True)
+    return EXIT_UNAVAILABLE if bad else 0
+
+
+_check.__signature__ = inspect.Signature(_options)  # type: ignore[attr-defined]
+_check.__annotations__ = {one.name: one.annotation for one in _options}
+app.command("check", epilog="jobflowd check --launcher slurm --program conv.py")(_check)
 
 
 def _start_detached() -> int:

@@ -21,6 +21,7 @@ COMPLETIONS_MIN: Final = 5
 #: A forecast looks back over this many ended tasks, or this share of them if that is more.
 WINDOW_MIN: Final = 50
 WINDOW_SHARE: Final = 0.1
+_BUCKETS_MIN: Final = 3
 #: Nothing ended for this long, and for this many times a task's usual duration: it is stalled.
 STALLED_S_MIN: Final = 60.0
 STALLED_TASKS: Final = 4.0
@@ -67,11 +68,12 @@ class Pace:
         if self._at is None:
             self._since = self._at = now
             self._buckets.append(_Bucket())
-        # What was busy at the last note counts until this one.
-        self._pass_time(now)
+        # What ended since the last note ended in the time since then, and what was busy at the last
+        # note counts until this one.
         if ended > self._ended:
             self._buckets[-1].ended += ended - self._ended
             self._last_end = now
+        self._pass_time(now)
         self._ended, self._busy = ended, busy
 
     def _pass_time(self, now: float) -> None:
@@ -135,7 +137,8 @@ class Pace:
         for one in reversed(self._buckets):
             recent.append(one)
             ended += one.ended
-            if ended >= wanted:
+            # The newest bucket has just begun, and alone says nothing.
+            if ended >= wanted and len(recent) > _BUCKETS_MIN:
                 break
         busy_s = sum(one.busy_s for one in recent)
         middle = len(recent) // 2

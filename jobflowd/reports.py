@@ -252,6 +252,8 @@ def _repeat_unseen(book: Book, worker: Worker, report: Report) -> None:
     """Count the credit from `seen`, and repair if something was lost on the way."""
     unseen: list[Attempting] = [one for one in worker.attempts.values() if one.seq > worker.seen]
     worker.credit = max(0, report.credit - len(unseen))
+    if worker.credit:
+        book.asking[worker.worker_id] = worker
     behind = worker.line.posted > worker.seen
     if not behind:
         return

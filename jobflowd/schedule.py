@@ -25,7 +25,9 @@ def assign_ready(book: Book) -> None:
         return
     if not len(book.ready):
         return
-    asking = [_Room(book, worker) for worker in book.workers.values() if _may_take(worker)]
+    for worker_id in [key for key, one in book.asking.items() if one.credit <= 0]:
+        del book.asking[worker_id]
+    asking = [_Room(book, worker) for worker in book.asking.values() if _may_take(worker)]
     asking = [room for room in asking if room.left > 0]
     # Who has most time goes first: what it cannot take, nobody can.
     asking.sort(key=lambda room: room.time_left, reverse=True)

@@ -53,6 +53,8 @@ STORIES_MAX: Final = 100_000
 STORIES_PRUNE_EVERY: Final = 1_000
 #: Message verdicts of an ended worker are kept this long: its spool may still come in. Seconds.
 VERDICTS_KEPT_S: Final = 86_400.0
+#: Commits between looks at the size of the write-ahead log.
+LOG_LOOK_EVERY: Final = 256
 
 _IN_FLIGHT: Final = "state IN (1, 2)"
 _OPEN_LAUNCH: Final = "state NOT IN (5, 6, 7)"
@@ -91,6 +93,7 @@ class Store:
         self._db: sqlite3.Connection | None = None
         self._broken: StoreBroken | None = None
         self._stories = 0
+        self._commits = 0
         self._signatures = Signatures()
 
     def open(self, *, patience_s: float = PATIENCE_S) -> None:
@@ -160,6 +163,27 @@ class Store:
             self._stories += len(changes.stories)
             if self._stories >= STORIES_PRUNE_EVERY:
                 self._prune_stories(db)
+        self._commits += 1
+        if self._commits % LOG_LOOK_EVERY == 0 and self.path != MEMORY:
+            self._look_at_log()
+
+    def _look_at_log(self) -> None:
+        """Leave if the log is not brought into the database any more.
+
+        SQLite does that by itself after a thousand pages and is silent if it fails: after a file
+        server's restart the database may be dead to us while its log is not. Then nothing is lost,
+        but the log grows for ever; the next start takes it in.
+        """
+        try:
+            if os.stat(f"{self.path}-wal").st_size <= dbfile.WAL_BYTES_KEPT:
+                return
+            self._connection().execute("PRAGMA wal_checkpoint (PASSIVE)").fetchall()
+        except OSError:
+            return
+        except sqlite3.Error as error:
+            told = self._failed(error)
+            if isinstance(told, StoreBroken):
+                raise told from error
 
     def begin_epoch(self, recovery: Recovery = "adopt", *, wall: float | None = None) -> Snapshot:
         """Start a daemon's life, in one transaction; then `load`.

@@ -21,17 +21,13 @@ from typing import Final
 
 import zmq
 
+from jobflow_worker import limits
 from jobflow_worker.codec import decode_frame, encode_frame
 from jobflow_worker.messages import MANAGER, WORKER, Envelope, Reject, is_worker_id
 from jobflow_worker.transport.framing import to_frames
 from jobflow_worker.transport.zmq import harden
 from jobflowd.zap import Gate, HolderOf
 
-#: Connections that wait while a thousand jobs start in the same second.
-_BACKLOG: Final = 4_096
-#: Frames that libzmq keeps for one peer. A worker sends a few a second; what is above stays in the
-#: kernel's buffers, so that a peer's memory here is bounded by this times the largest frame.
-_FRAMES_PER_PEER_MAX: Final = 100
 #: Complaints kept from one call: they are logged at a limited rate, and counted anyway.
 _COMPLAINTS_MAX: Final = 100
 
@@ -117,8 +113,8 @@ class ZmqServer:
         harden(self.socket)
         self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self.socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
-        self.socket.setsockopt(zmq.BACKLOG, _BACKLOG)
-        self.socket.setsockopt(zmq.RCVHWM, _FRAMES_PER_PEER_MAX)
+        self.socket.setsockopt(zmq.BACKLOG, limits.SOCKET_BACKLOG)
+        self.socket.setsockopt(zmq.RCVHWM, limits.SOCKET_FRAMES_PER_PEER_MAX)
         if self._curve is None:
             return
         self.socket.curve_server = True

@@ -40,12 +40,24 @@ BANNED_CALLS = {
     "os.popen": "jobflowd.commands, or subprocess with a list",
     "tempfile.mktemp": "tempfile.mkstemp, or sessionfiles.write_private",
     "os.getlogin": "os.geteuid; a batch job has no login",
+    "__import__": "importlib, in program.py alone",
+    "yaml.load": "JSON or TOML",
+    "ssl._create_unverified_context": "nothing: we speak CURVE",
 }
+#: Methods by which bytes of others would become objects, whoever has them.
+BANNED_METHODS = {
+    "send_pyobj": "codec.py", "recv_pyobj": "codec.py", "recv_json": "codec.py",
+    "add_pickle_option": "codec.py",
+}  # fmt: skip
 BANNED_IMPORTS = {
     "pickle": "msgpack by codec.py, or JSON",
     "marshal": "msgpack by codec.py, or JSON",
     "shelve": "the store",
     "dill": "msgpack by codec.py, or JSON",
+    "cloudpickle": "msgpack by codec.py, or JSON",
+    "joblib": "msgpack by codec.py, or JSON",
+    "yaml": "JSON or TOML",
+    "zmq.auth": "jobflowd/keys.py: it writes secret keys with the umask's mode, and runs a thread",
 }
 
 
@@ -88,6 +100,9 @@ def banned(tree: ast.AST) -> Iterator[str]:
             called = dotted(node.func)
             if called in BANNED_CALLS:
                 yield f"{node.lineno}: {called}; use {BANNED_CALLS[called]}"
+            method = called.rpartition(".")[2]
+            if method in BANNED_METHODS:
+                yield f"{node.lineno}: {called}; use {BANNED_METHODS[method]}"
             if any(
                 word.arg == "shell" and not _is_false(word.value) for word in node.keywords
             ) and called.startswith("subprocess"):
@@ -95,8 +110,43 @@ def banned(tree: ast.AST) -> Iterator[str]:
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
         for name in names:
-            if name.partition(".")[0] in BANNED_IMPORTS:
-                yield f"{node.lineno}: {name}; use {BANNED_IMPORTS[name.partition('.')[0]]}"
+            starts = {".".join(name.split(".")[:count]) for count in (1, 2)}
+            for known in starts & BANNED_IMPORTS.keys():
+                yield f"{node.lineno}: {name}; use {BANNED_IMPORTS[known]}"
+
+
+def open_to_the_umask(tree: ast.AST) -> Iterator[str]:
+    """Files are made with their final mode: what the umask decides, others may read."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        called = dotted(node.func)
+        if called == "os.open" and "O_CREAT" in ast.dump(node) and len(node.args) < 3:
+            yield f"{node.lineno}: os.open with O_CREAT and no mode; give 0o600"
+        elif called == "open" or called.endswith((".open", ".fdopen")):
+            mode = _mode_of(node)
+            # A descriptor has its mode already.
+            place = ast.dump(node.args[0]) if node.args else ""
+            descriptor = any(f"id='{name}'" in place for name in ("fd", "number", "_create"))
+            if set(mode) & set("wa") and not descriptor:
+                yield f"{node.lineno}: open for writing; use sessionfiles.write_private"
+        elif isinstance(node.func, ast.Attribute) and node.func.attr in (
+            "write_text",
+            "write_bytes",
+        ):
+            texts = [one.value for one in ast.walk(node) if isinstance(one, ast.Constant)]
+            if not any(str(text).startswith("/proc/") for text in texts):
+                yield f"{node.lineno}: {node.func.attr}; use sessionfiles.write_private"
+
+
+def _mode_of(node: ast.Call) -> str:
+    named = [word.value for word in node.keywords if word.arg == "mode"]
+    for one in [*named, *node.args[-1:], *node.args[1:2]]:
+        if isinstance(one, ast.Constant) and isinstance(one.value, str):
+            text = one.value
+            if text and set(text) <= set("rwaxbt+"):
+                return text
+    return "r"
 
 
 def _is_false(node: ast.expr) -> bool:
@@ -200,6 +250,10 @@ def test_nothing_banned_is_used() -> None:
     assert not findings([*OURS, *sources("examples", "bench")], banned)
 
 
+def test_files_are_made_with_their_final_mode() -> None:
+    assert not findings(OURS, open_to_the_umask)
+
+
 def test_sql_is_constant() -> None:
     paths = [path for path in OURS if name_of(path) != SQL_SCRIPT_MODULE]
     assert not findings(paths, composed_sql)
@@ -223,6 +277,15 @@ def test_only_output_modules_print() -> None:
         (banned, "import pickle"),
         (banned, "from marshal import loads"),
         (banned, "import subprocess\nsubprocess.run('ls', shell=True)"),
+        (banned, "from zmq.auth import create_certificates"),
+        (banned, "import zmq.auth.thread"),
+        (banned, "sock.recv_pyobj()"),
+        (banned, "import yaml"),
+        (open_to_the_umask, "open(path, 'w')"),
+        (open_to_the_umask, "path.open('ab')"),
+        (open_to_the_umask, "open(path, mode='w+')"),
+        (open_to_the_umask, "path.write_text('x')"),
+        (open_to_the_umask, "os.open(path, os.O_WRONLY | os.O_CREAT)"),
         (composed_sql, "db.execute(f'SELECT {x}')"),
         (composed_sql, "db.execute('SELECT %s' % x)"),
         (composed_sql, "db.executemany('SELECT ' + x, [])"),
@@ -242,6 +305,8 @@ def test_the_checks_find_what_they_are_for(
     [
         (long_functions, "def f():\n" + "    x = 1\n" * 69),
         (banned, "re.compile('x')\nself.exec()\nsubprocess.run(['ls'], shell=False)"),
+        (open_to_the_umask, "open(path, 'rb')\nopen(path)\nopen(fd, 'wb')\nwords.open(path)"),
+        (open_to_the_umask, "os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)"),
         (composed_sql, "db.execute('SELECT ?', (x,))\ndb.execute(f'PRAGMA user_version={n}')"),
         (composed_sql, "db.execute(f'SELECT a FROM b WHERE {_OPEN} AND {rows.DONE}')"),
         (double_asserts, "assert a or b\nassert (a, b)"),

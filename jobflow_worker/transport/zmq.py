@@ -60,20 +60,22 @@ def has_ipv6() -> bool:
 
 
 def harden(sock: zmq.Socket[bytes]) -> None:
-    """Options that both ends share: bounded memory, dead peers noticed, stalls closed."""
+    """Options that both ends share: bounded memory, dead peers noticed, stalls closed.
+
+    The reason of each number is in `limits.py`. LINGER 0: ending never waits for a peer.
+    """
     sock.setsockopt(zmq.LINGER, 0)
     sock.setsockopt(zmq.MAXMSGSIZE, WIRE_BYTES_MAX)
-    sock.setsockopt(zmq.SNDHWM, 1_000)
-    sock.setsockopt(zmq.RCVHWM, 10_000)
-    sock.setsockopt(zmq.HANDSHAKE_IVL, 5_000)
-    sock.setsockopt(zmq.HEARTBEAT_IVL, 10_000)
-    sock.setsockopt(zmq.HEARTBEAT_TIMEOUT, 30_000)
-    sock.setsockopt(zmq.HEARTBEAT_TTL, 30_000)
-    # Stateful firewalls between login and compute nodes forget connections that are silent.
+    sock.setsockopt(zmq.SNDHWM, limits.SOCKET_SEND_FRAMES_MAX)
+    sock.setsockopt(zmq.RCVHWM, limits.SOCKET_RECEIVE_FRAMES_MAX)
+    sock.setsockopt(zmq.HANDSHAKE_IVL, limits.SOCKET_HANDSHAKE_S * 1_000)
+    sock.setsockopt(zmq.HEARTBEAT_IVL, limits.SOCKET_PING_S * 1_000)
+    sock.setsockopt(zmq.HEARTBEAT_TIMEOUT, limits.SOCKET_DEAD_S * 1_000)
+    sock.setsockopt(zmq.HEARTBEAT_TTL, limits.SOCKET_DEAD_S * 1_000)
     sock.setsockopt(zmq.TCP_KEEPALIVE, 1)
-    sock.setsockopt(zmq.TCP_KEEPALIVE_IDLE, 60)
-    sock.setsockopt(zmq.TCP_KEEPALIVE_INTVL, 20)
-    sock.setsockopt(zmq.TCP_KEEPALIVE_CNT, 3)
+    sock.setsockopt(zmq.TCP_KEEPALIVE_IDLE, limits.TCP_KEEPALIVE_IDLE_S)
+    sock.setsockopt(zmq.TCP_KEEPALIVE_INTVL, limits.TCP_KEEPALIVE_INTERVAL_S)
+    sock.setsockopt(zmq.TCP_KEEPALIVE_CNT, limits.TCP_KEEPALIVE_COUNT)
     if has_ipv6():
         sock.setsockopt(zmq.IPV6, 1)
 
@@ -159,9 +161,9 @@ class ZmqLink:
         sock: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
         harden(sock)
         sock.setsockopt(zmq.IMMEDIATE, 1)
-        # Own jitter, so that a thousand workers do not come back in the same second.
-        sock.setsockopt(zmq.RECONNECT_IVL, 1_000 + random.randrange(500))
-        sock.setsockopt(zmq.RECONNECT_IVL_MAX, 30_000)
+        pause_s = limits.SOCKET_RECONNECT_S + random.random() * limits.SOCKET_RECONNECT_JITTER_S
+        sock.setsockopt(zmq.RECONNECT_IVL, int(pause_s * 1_000))
+        sock.setsockopt(zmq.RECONNECT_IVL_MAX, limits.SOCKET_RECONNECT_S_MAX * 1_000)
         if self._keys is not None:
             sock.curve_serverkey = self._keys.server_public
             sock.curve_publickey = self._keys.public

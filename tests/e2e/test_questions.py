@@ -79,7 +79,8 @@ def test_cancel_all_and_retry_failed_of_many_tasks(world: World) -> None:
 def test_explain_tells_what_a_task_waits_for(world: World) -> None:
     spec = {"do": "wait"}
     daemon = world.start("--workers", "1", "--stay", n=3, spec=spec)
-    world.until(lambda: world.task("t00000")["state"] == "running", "the first task to run")
+    world.until_running(1)
+    world.until(lambda: world.task("t00000")["state"] == "running", "a report of the first task")
     body = world.ctl("explain", "t00000")
     assert body["state"] == "running"
     assert body["holder"]["worker_id"] == world.workers()[0]["worker_id"]

@@ -21,6 +21,8 @@ from e2e_world import World
 pytestmark = pytest.mark.slow
 
 WIDTH = 100
+#: Without the full-screen view, which has tests of its own.
+LINES = ("--dashboard", "off")
 #: A session leader that opens a terminal has it as its own, so that Ctrl-C reaches it.
 ON_TERMINAL = """
 import os, sys
@@ -96,7 +98,7 @@ def test_the_progress_line_is_whole_and_the_end_says_what_to_do(
     world: World, terminals: list[Terminal]
 ) -> None:
     tasks = [{"do": "sleep", "s": 0.4}] * 6 + [{"do": "never"}]
-    terminal = Terminal(world, "jobflowd", *world.flags("--workers", "1", tasks=tasks))
+    terminal = Terminal(world, "jobflowd", *world.flags(*LINES, "--workers", "1", tasks=tasks))
     terminals.append(terminal)
     assert terminal.process.wait(30) == 3
     world.until(lambda: "of 7 tasks" in terminal.shown.decode(), "the summary")
@@ -115,7 +117,7 @@ def test_the_progress_line_is_whole_and_the_end_says_what_to_do(
 
 
 def test_ctrl_c_says_what_happens(world: World, terminals: list[Terminal]) -> None:
-    flags = world.flags("--workers", "1", n=3, spec={"do": "wait"})
+    flags = world.flags(*LINES, "--workers", "1", n=3, spec={"do": "wait"})
     terminal = Terminal(world, "jobflowd", *flags)
     terminals.append(terminal)
     world.until_running(1)
@@ -143,7 +145,7 @@ def test_a_terminal_that_goes_away_does_not_end_a_run(
     world: World, terminals: list[Terminal]
 ) -> None:
     """In the foreground, SIGHUP only opens the log anew."""
-    flags = world.flags("--workers", "1", n=2, spec={"do": "wait"})
+    flags = world.flags(*LINES, "--workers", "1", n=2, spec={"do": "wait"})
     terminal = Terminal(world, "jobflowd", *flags)
     terminals.append(terminal)
     world.until_running(1)

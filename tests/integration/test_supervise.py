@@ -224,7 +224,7 @@ def test_full_screen_q_ends_the_run_and_says_what_it_waits_for(
     run.type(b"\x03")
     assert run.end() == 130
     # The terminal is a usual one again, with the outcome on it.
-    assert "t1 done" in run.shown.rpartition("\x1b[?1049l")[2]
+    assert "38 succeeded" in run.shown.rpartition("\x1b[?1049l")[2]
 
 
 def test_full_screen_ends_with_the_daemon(wrapper: Callable[..., Wrapper]) -> None:
@@ -232,7 +232,7 @@ def test_full_screen_ends_with_the_daemon(wrapper: Callable[..., Wrapper]) -> No
     run.wait_for("38 succeeded")
     os.kill(run.daemon_pid(), signal.SIGINT)
     assert run.end() == 4
-    assert "t1 done" in run.shown.rpartition("\x1b[?1049l")[2]
+    assert "38 succeeded" in run.shown.rpartition("\x1b[?1049l")[2]
 
 
 def test_full_screen_closing_the_terminal_leaves_the_run_alone(

@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 from conftest import VERBS
 from rig import POINTS, Rig, calls, live_jobs
-from test_crashes import crash_and_count
+from test_crashes import crash_and_count, start_and_scale
 
 from jobflowd.launchers.slurm import Slurm
 
@@ -52,6 +52,14 @@ def main() -> int:
             extra = sum((jobs - 1) * n for jobs, n in found.items() if jobs > 1)
             bad += missing + extra
             print(f"{system}, crash {point}, {times} times: {extra} extra, {missing} missing")
+    worst = [0, 0]
+    for seed in range(times):
+        with tempfile.TemporaryDirectory(prefix="jf-") as name:
+            root = Path(name)
+            over, missing = start_and_scale(root / "t1", root / "fakebatch", stand_in(root), seed)
+            worst = [max(worst[0], over), worst[1] + missing]
+    bad += sum(worst)
+    print(f"{times} starts with six scalings: {worst[0]} jobs over, {worst[1]} missing")
     for launches in (5, 500):
         with tempfile.TemporaryDirectory(prefix="jf-") as name:
             root = Path(name)

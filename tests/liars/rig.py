@@ -62,7 +62,7 @@ class Rig:
         )
         tasks = tuple(
             Definition(f"t{n}", b"x", b"h" * 16, 2, 0, None, None, None)
-            for n in range(self.wanted * 2)
+            for n in range(max(20, self.wanted * 2))
         )
         self.pending = [ev.ProgramChanged("h"), ev.TransportsReady(), ev.Generated(tasks)]
 
@@ -132,6 +132,10 @@ class Rig:
             self.desk.tick(time.monotonic())
             self.pending += self.desk.reap()
             time.sleep(0.002)
+
+    def scale(self, wanted: int) -> None:
+        """`jobflowctl scale`."""
+        self.pending.append(ev.Asked(1, "scale", {"workers": wanted}))
 
     def run_for(self, seconds: float) -> None:
         """Let virtual time pass."""

@@ -62,7 +62,8 @@ GROWTH_BYTES_MAX = 256 * 1024 * 1024
 #: Bytes that mean something to msgpack, JSON or a length field.
 _SPICE = (
     b"\x00", b"\xff", b"\x80", b"\x90", b"\xa0", b"\xc0", b"\xc1", b"\xc4\xff",
-    b"\xc6\x7f\xff\xff\xff", b"\xc7", b"\xc9\xff\xff\xff\xff", b"\xcb\x7f\xf0\0\0\0\0\0\0", b"\xcb\x7f\xf8\0\0\0\0\0\0",
+    b"\xc6\x7f\xff\xff\xff", b"\xc7", b"\xc9\xff\xff\xff\xff", b"\xcb\x7f\xf0\0\0\0\0\0\0",
+    b"\xcb\x7f\xf8\0\0\0\0\0\0",
     b"\xcf" + b"\xff" * 8, b"\xd3\x80" + b"\0" * 7, b"\xdb\xff\xff\xff\xff", b"\xdc\xff\xff",
     b"\xdd\xff\xff\xff\xff", b"\xde\xff\xff", b"\xdf\xff\xff\xff\xff", b"\xd4", b"\x91" * 40,
     b"\x81\xa0" * 20, b"[" * 40, b"{" * 40, b"\\ud800", b"1e999", b"-", b"\n", b"\x1b[31m", b"NaN",

@@ -269,7 +269,7 @@ def test_strangers_do_not_slow_the_friends(server: ZmqServer, ring: KeyRing) -> 
         for number in range(1, 51):
             now = [said(beat(number), number)]
             link.send(now, partial(list, now))
-            table.pump_until(lambda: table.items and table.items[-1][0].counter >= number, "it")  # noqa: B023
+            table.pump_until(partial(last_is, table, number), "it")
 
 
 def test_a_flood_of_one_friend_is_bounded_and_fair(server: ZmqServer, ring: KeyRing) -> None:
@@ -370,6 +370,10 @@ def test_an_old_libzmq_is_refused_in_a_sentence(
 
 
 # --- helpers ----------------------------------------------------------------------------------
+
+
+def last_is(table: Table, counter: int) -> bool:
+    return bool(table.items) and table.items[-1][0].counter >= counter
 
 
 class Relay:

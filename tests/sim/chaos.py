@@ -12,7 +12,18 @@ if TYPE_CHECKING:
     from tests.sim.run import Simulation
 
 
-_COMMANDS = ("scale", "scale", "drain", "drain", "drain", "cancel", "retry", "retry", "pause", "resume")
+_COMMANDS = (
+    "scale",
+    "scale",
+    "drain",
+    "drain",
+    "drain",
+    "cancel",
+    "retry",
+    "retry",
+    "pause",
+    "resume",
+)
 
 
 class Chaos:

@@ -47,9 +47,7 @@ _LAUNCH = (
 _task_row = attrgetter(*_TASK)
 _worker_row = attrgetter(*_WORKER)
 _launch_row = attrgetter(*_LAUNCH)
-_STATE, _WORKER_OF, _HELD, _DUE = (
-    _TASK.index(name) for name in ("state", "worker", "held", "due")
-)
+_STATE, _WORKER_OF, _HELD, _DUE = (_TASK.index(name) for name in ("state", "worker", "held", "due"))
 
 
 class FastStore:
@@ -243,6 +241,4 @@ class FastStore:
 
 
 def _is_ready(values: tuple[Any, ...]) -> bool:
-    return (
-        values[_STATE] is TaskState.QUEUED and not values[_HELD] and values[_DUE] is None
-    )
+    return values[_STATE] is TaskState.QUEUED and not values[_HELD] and values[_DUE] is None

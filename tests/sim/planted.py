@@ -209,9 +209,7 @@ _REGISTER = reports.on_register
 _WELCOME = Session._on_welcome
 
 PLANTS: dict[str, Callable[[], list[Plant]]] = {
-    "perform_before_commit": lambda: [
-        (SimManager, "_commit_and_perform", _perform_before_commit)
-    ],
+    "perform_before_commit": lambda: [(SimManager, "_commit_and_perform", _perform_before_commit)],
     "no_dedup": lambda: [(outcomes, "on_outcome", _no_dedup)],
     "lease_by_wall_clock": _lease_by_wall_clock,
     "expire_before_mail_is_read": lambda: [(reports, "expire", _expire_before_mail)],
@@ -233,9 +231,7 @@ PLANTS: dict[str, Callable[[], list[Plant]]] = {
     ],
     "floor_is_too_high": lambda: [(Outbox, "floor", property(lambda one: one._counter + 1))],
     "seen_goes_back": lambda: [(Session, "_on_welcome", _seen_goes_back)],
-    "credit_is_not_counted_from_seen": lambda: [
-        (reports, "_repeat_unseen", _credit_not_from_seen)
-    ],
+    "credit_is_not_counted_from_seen": lambda: [(reports, "_repeat_unseen", _credit_not_from_seen)],
     "never_repair": lambda: [(reports, "_repeat_unseen", _never_repair)],
     "old_reports_count": lambda: [(reports, "on_report", _accept_old_reports)],
     "hold_never_ends": lambda: [(Coordinator, "_hold_ended", _nothing)],

@@ -259,6 +259,8 @@ class Simulation:
 
     def _put_right(self) -> None:
         if not self.over:
+            # Again and again: a manager that is away at the moment hears nothing.
+            self.world.at(20.0, self._put_right)
             self.most_wanted = max(self.most_wanted, self.profile.workers)
             self.ask("resume")
             self.ask("release", what="launcher")
@@ -271,7 +273,9 @@ class Simulation:
         work = self.profile.tasks * (self.profile.duration_s[1] + 0.5) * 2
         special = len(self.special) * 8 * (self.profile.duration_s[1] + BACKOFF_MAX_S)
         special += self.profile.poison * 8 * (self.profile.lease_s + 30.0)
-        pauses = settings.hold_s + 3 * self.profile.lease_s + 2 * GRACE_S + 10 * settings.heartbeat_s
+        pauses = (
+            settings.hold_s + 3 * self.profile.lease_s + 2 * GRACE_S + 10 * settings.heartbeat_s
+        )
         return 120.0 + work + special + pauses
 
     def _whats_left(self) -> str:

@@ -111,7 +111,9 @@ class SimSlot:
             body = encode_body([head.held.task_id, head.held.attempt])
             outcome = Finished(*head.held, body, None, usage, "")
         else:
-            outcome = Failed(*head.held, kind, f"{kind} of the simulator", "", None, None, usage, "")
+            outcome = Failed(
+                *head.held, kind, f"{kind} of the simulator", "", None, None, usage, ""
+            )
         self.head = None
         events: list[Event] = [Settled(self.number, outcome)]
         dead = kind in ("crash", "timeout", "memory", "canceled") or self.doomed

@@ -166,9 +166,7 @@ class Pair:
         return turn
 
     def _frame(self, post: Post) -> bytes:
-        messages = [
-            self._filled(one) if isinstance(one, Deliver) else one for one in post.messages
-        ]
+        messages = [self._filled(one) if isinstance(one, Deliver) else one for one in post.messages]
         return encode_frame(
             Envelope(MANAGER, MANAGER, post.worker_id, 1, 0.0, one) for one in messages
         )

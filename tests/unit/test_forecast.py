@@ -37,6 +37,19 @@ def test_a_steady_run_ends_within_its_range() -> None:
     assert found.reason == ""
 
 
+def test_very_short_tasks_have_a_forecast_at_any_moment() -> None:
+    pace = Pace()
+    pace.note(0.0, 0, 4)
+    now, ended = 0.0, 0
+    for _ in range(200):
+        now += 1.003
+        ended += 5000
+        pace.note(now, ended, 4)
+        found = pace.forecast(now, remaining=50_000, busy=4, held_back="")
+        assert found.low_s is not None or now < 3
+    assert found.low_s == pytest.approx(10.0, rel=0.2)
+
+
 def test_nothing_is_said_before_five_tasks_have_ended() -> None:
     pace = Pace()
     pace.note(0.0, 0, 1)

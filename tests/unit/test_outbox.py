@@ -99,13 +99,16 @@ def test_every_message_fits_a_frame(sizes: list[int]) -> None:
         assert (good[0].message, complaints) == (one.message, [])
 
 
-def test_only_what_had_its_time_is_overdue() -> None:
+def test_overdue_is_what_an_answered_report_should_have_brought_a_verdict_for() -> None:
     outbox = Outbox()
     outbox.add(finished(1), 0.0)
     (first,) = outbox.pack()
-    assert outbox.overdue() == []
+    outbox.sent([first], 1)
+    assert outbox.overdue(0, all_of_them=False) == []
     outbox.add(finished(2), 0.0)
-    outbox.pack()
-    assert outbox.overdue() == [first]
+    (second,) = outbox.pack()
+    outbox.sent([second], 2)
+    assert outbox.overdue(1, all_of_them=False) == [first]
+    assert outbox.overdue(1, all_of_them=True) == [first, second]
     outbox.on_verdicts([Verdict(first.counter, "accepted")])
-    assert [one.counter for one in outbox.overdue()] == [2]
+    assert outbox.overdue(2, all_of_them=False) == [second]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 
@@ -245,7 +246,8 @@ def test_a_restarted_manager_is_registered_with_as_soon_as_its_beacon_is_seen() 
 
 
 def test_silence_is_measured_by_the_beacon_too() -> None:
-    worker = Worker()
+    worker = Worker(welcome=False)
+    worker.step(replace(WELCOME, idle_timeout_s=None))
     effects: list[Effect] = []
     for n in range(100):
         effects = worker.step(after=HB)
