@@ -355,15 +355,13 @@ class Session:
             self._doom(held, "behind")
 
     def _mind_idleness(self) -> None:
+        limit_s = self._idle_timeout_s
         busy = len(self.work) > 0 or not self.outbox.empty or not self._welcomed
         if busy or self.leaving is not None:
             self._idle_since = None
         elif self._idle_since is None:
             self._idle_since = self._now
-        elif (
-            self._idle_timeout_s is not None
-            and self._now - self._idle_since >= self._idle_timeout_s
-        ):
+        elif limit_s is not None and self._now - self._idle_since >= limit_s:
             self._goodbye = "idle"
             self._leave("draining", at_once=False)
 
@@ -381,8 +379,8 @@ class Session:
             return
         if self._listening.wants_beacon(self._now, self._heartbeat_s):
             self._effects.append(ReadBeacon())
-        too_long = self._listening.quiet_s(self._now) >= self._manager_timeout_s
-        if too_long and self.leaving is None:
+        quiet_s = self._listening.quiet_s(self._now)
+        if quiet_s >= self._manager_timeout_s and self.leaving is None:
             self._leave("draining", at_once=False)
 
     def _send_what_is_due(self) -> None:

@@ -158,7 +158,11 @@ class Client:
             return
         from jobflowctl.opening import open_ended
 
-        open_ended(self.place, self._opens, self._found)
+        try:
+            open_ended(self.place, self._opens, self._found)
+        except NoSession as error:
+            ended = not_running(self.place, self._wall())
+            raise NoSession(f"{ended.message}\n{error.message}", ended.hint) from None
 
     def call(
         self, cmd: str, args: Mapping[str, Any] | None = None, *, timeout_s: float = CALL_TIMEOUT_S

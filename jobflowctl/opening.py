@@ -43,7 +43,7 @@ def open_ended(
     code, sentence = answer.get("code"), str(answer.get("error") or "")
     if sentence and code != _OWNED:
         words = sentence.removeprefix("jobflowd: error: ")
-        raise NoSession(f"Session {place.session} cannot be opened: {words}")
+        raise NoSession(f"It cannot be opened for questions: {words}")
     deadline = time.monotonic() + _MEANWHILE_S
     while not found():
         if time.monotonic() >= deadline:

@@ -13,6 +13,8 @@ from jobflowctl.style import Body, Style, block, labelled, local, part
 from jobflowctl.text import Column, count, safe, safe_lines
 
 _HOSTS_SHOWN = 3
+#: Columns of a terminal that has room for more than the cause and an example.
+_WIDE = 120
 
 
 def failures(body: Body, style: Style) -> list[str]:
@@ -22,15 +24,19 @@ def failures(body: Body, style: Style) -> list[str]:
         return ["no task has failed"]
     tasks = sum(int(one.get("count") or 0) for one in groups)
     lines = [f"{count(len(groups), 'group')}, {count(tasks, 'task')}", ""]
+    columns = [
+        Column("GROUP", right=True),
+        Column("TASKS", right=True),
+        Column("CAUSE"),
+        Column("FIRST EXAMPLE", middle=True),
+        Column("HOSTS"),
+        Column("LAST"),
+    ]
+    if style.columns is not None and style.columns < _WIDE:
+        # The cause is what people came for.
+        columns = columns[:4]
     lines += style.table(
-        [
-            Column("GROUP", right=True),
-            Column("TASKS", right=True),
-            Column("CAUSE"),
-            Column("FIRST EXAMPLE", middle=True),
-            Column("HOSTS"),
-            Column("LAST"),
-        ],
+        columns,
         [
             (
                 one.get("group"),
@@ -39,7 +45,7 @@ def failures(body: Body, style: Style) -> list[str]:
                 one.get("example_task_id"),
                 some(one.get("hosts") or (), _HOSTS_SHOWN),
                 local(one.get("last_at")),
-            )
+            )[: len(columns)]
             for one in groups
         ],
     )

@@ -29,6 +29,7 @@ from jobflowd.settings import Setting
 
 EXIT_INTERNAL: Final = 1
 EXIT_INTERRUPTED: Final = 130
+EXIT_NO_PERMISSION: Final = 77
 EXIT_UNAVAILABLE: Final = 69
 
 _log: Final = logs.get(__name__)
@@ -207,6 +208,11 @@ def _start_detached() -> int:
     print(f"pid      {outcome.pid}")
     print(f"log      {outcome.log}")
     print(f"next     jobflowctl -s {outcome.session} status    or: watch, scale N, shutdown")
+    from jobflowd.logout import logout_warning
+
+    warning = logout_warning()
+    if warning:
+        print(f"jobflowd: warning: {warning}", file=sys.stderr)
     return 0
 
 
@@ -233,6 +239,34 @@ def _serve(
     from jobflowd import serving
 
     return serving.serve(session, idle_s)
+
+
+# --- install-unit -----------------------------------------------------------------------------
+
+
+@app.command("install-unit", epilog="jobflowd install-unit --install")
+def _install_unit(
+    system: Annotated[
+        bool, typer.Option("--system/--user", help="For the whole machine, or for you.")
+    ] = False,
+    write: Annotated[
+        bool, typer.Option("--install", help="Write it where systemd looks, instead of here.")
+    ] = False,
+) -> int:
+    """Print a systemd unit that runs a session by its name: jobflowd@NAME."""
+    from jobflowd import unitcommand
+
+    if not write:
+        print(unitcommand.unit_text(system=system, command=unitcommand.this_command()), end="")
+        return 0
+    try:
+        path = unitcommand.install(system=system)
+    except OSError as error:
+        return _fail(f"{error.filename or 'the unit'}: {error.strerror}", EXIT_NO_PERMISSION)
+    print(f"installed {path}; next:")
+    for step in unitcommand.next_steps(system=system):
+        print(f"  {step}")
+    return 0
 
 
 # --- config -----------------------------------------------------------------------------------

@@ -398,7 +398,7 @@ class Daemon:
             self._session.refresh_owner()
         if self._watchdog_s is not None and now >= self._watchdog_at:
             self._watchdog_at = now + self._watchdog_s
-            notify.watchdog()
+            notify.alive(console.line(self._census()))
         if self._recovery.retry_at is not None and now >= self._recovery.retry_at:
             self._try_to_recover()
         if self._telemetry is not None and self._telemetry.due(now):
@@ -450,6 +450,9 @@ class Daemon:
 
     def _say_goodbye(self, code: int) -> None:
         """Take the rest away, record how the run ended, and tell whoever watches."""
+        if not self._announced:
+            # It was over before it began; systemd takes an end without this for a failure.
+            notify.ready("ended at its start")
         book = self._coordinator.book
         detached = book.finishing == "detach"
         self._put_beacon("detached" if detached else "closed")

@@ -188,7 +188,8 @@ class Line:
     """The conversation with one worker: what was posted to it and what it is owed.
 
     `posted`: highest seq ever posted. `welcomed`: a report of this epoch arrived. `repair`: post
-    everything unseen again. `answer`: an Ack is due. `solo`: it may hold a task that wants no company.
+    everything unseen again. `answer`: an Ack is due. `solo`: it may hold a task that wants no
+    company.
     `gone_cause`: its process is known to be gone, and why; it is lost once its mail is read.
     `doubt`: the batch system says that its job is over, and why; the next report disproves it.
     `confirmed`: a full report has come since it registered.

@@ -45,9 +45,9 @@ def stopping(reason: str) -> bool:
     return notify("STOPPING=1", f"STATUS={reason}")
 
 
-def watchdog() -> bool:
-    """The loop turned."""
-    return notify("WATCHDOG=1")
+def alive(text: str) -> bool:
+    """The loop turned, and one line for `systemctl status`."""
+    return notify("WATCHDOG=1", f"STATUS={text}")
 
 
 def extend_timeout(seconds: float) -> bool:

@@ -21,7 +21,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# These machines are shared and noisy: a slow draw or a slow example proves nothing. CI draws the
+# same examples each time, so that a red run is about the change; by hand they are fresh.
+hypothesis.settings.register_profile(
+    "noisy",
+    deadline=None,
+    derandomize=bool(os.environ.get("CI")),
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("noisy")
 
 TEST_ID = "JOBFLOW_TEST_ID"
 

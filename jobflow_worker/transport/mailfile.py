@@ -16,6 +16,7 @@ Used by the fs transport and by the daemon's mailbox process, which must stay sm
 
 from __future__ import annotations
 
+import errno
 import struct
 import zlib
 from collections.abc import Iterable
@@ -34,6 +35,9 @@ HEADER_BYTES: Final = _HEAD.size + _CRC.size
 
 #: Header, and a length before each of at most a few hundred frames.
 FILE_BYTES_MAX: Final = limits.MAILBOX_BYTES_MAX + 64 * limits.KIB
+
+#: On NFS a file that was replaced between open and read is stale; its successor is there at once.
+STALE_TRIES: Final = 3
 
 #: Pace bits. FLOW: an answer is awaited now. BUSY: something runs, an outcome may come.
 IDLE: Final = 0
@@ -104,4 +108,10 @@ def read_if_new(path: Path | str, known: bytes) -> bytes | None:
 
     Not yet checked for wholeness. Raises OSError and `UnsafeFileError`.
     """
+    for _ in range(STALE_TRIES - 1):
+        try:
+            return read_private_unless(path, FILE_BYTES_MAX, known)
+        except OSError as error:
+            if error.errno != errno.ESTALE:
+                raise
     return read_private_unless(path, FILE_BYTES_MAX, known)

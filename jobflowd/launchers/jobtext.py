@@ -71,6 +71,15 @@ def owned_problems(
     return found
 
 
+def skip_problems(skip: Iterable[str], needed: Iterable[str], flag: str) -> list[str]:
+    """A sentence for each directive to be left out that nothing works without."""
+    return [
+        f"{flag} {name}: jobs could not be found again without it"
+        for name in needed
+        if name in skip
+    ]
+
+
 def body(ctx: LaunchContext, time_limit_s: float | None) -> str:
     """The shell part of a script: from the user's environment to the worker.
 

@@ -109,6 +109,9 @@ class Lsf:
                 found.append(f"--lsf-arg {arg!r:.80}: jobflowd sets -{word} itself, {_OWNED[word]}")
             elif not _in_line(arg):
                 found.append(f"--lsf-arg {arg!r:.80}: quotes in it do not match")
+        found += jobtext.skip_problems(ctx.skip, ("J", "o", "cwd"), "--lsf-skip")
+        if re.search("%[JI]", ctx.output_path):
+            found.append(f"the path {ctx.output_path!r:.120} has %J or %I, which LSF replaces")
         if any('"' in one for one in (ctx.output_path, ctx.start_dir)):
             found.append("a path has a double quote, which a #BSUB line cannot take")
         return found
@@ -179,11 +182,10 @@ class Lsf:
 
 def _directives(ctx: LaunchContext) -> list[str]:
     options = ctx.options
-    output = ctx.output_path.replace("%", "%%")
     lines = [
         f"-J {ctx.launch_id}",
         f'-Jd "jobflow {ctx.session} {ctx.launch_id}"',
-        f'-o "{output}"',
+        f'-o "{ctx.output_path}"',
         f'-cwd "{ctx.start_dir}"',
         "-rn",
         '-R "span[hosts=1]"',

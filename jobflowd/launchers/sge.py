@@ -75,6 +75,12 @@ class Sge:
             for what, text in texts.items()
             if " " in text
         ]
+        if re.search("[$:,]", ctx.output_path):
+            found.append(
+                f"the path {ctx.output_path!r:.120} has one of $ : and a comma, which Grid Engine "
+                "reads in its own way"
+            )
+        found += jobtext.skip_problems(ctx.skip, ("N", "o", "j", "wd"), "--sge-skip")
         return found
 
     def script(self, ctx: LaunchContext) -> str:
@@ -153,7 +159,7 @@ def _directives(ctx: LaunchContext) -> list[str]:
         f"-ac jobflow={ctx.session}",
         "-S /bin/bash",
         f"-wd {ctx.start_dir}",
-        f"-o {ctx.output_path.replace('$', '')}",
+        f"-o {ctx.output_path}",
         "-j y",
         "-r n",
         "-V",

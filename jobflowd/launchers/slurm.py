@@ -136,6 +136,7 @@ class Slurm:
     def problems(self, ctx: LaunchContext) -> list[str]:
         found = jobtext.control_problems(ctx)
         found += jobtext.owned_problems(ctx.args, _OWNED, _SHORT, "--slurm-arg")
+        found += jobtext.skip_problems(ctx.skip, ("job-name", "output"), "--slurm-skip")
         if any(arg.strip() == ":" for arg in ctx.args):
             found.append("--slurm-arg ':' would make a heterogeneous job; a worker is one job")
         if "\\" in ctx.output_path:

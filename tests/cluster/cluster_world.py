@@ -7,10 +7,13 @@ jobs (`tests/liars`). Nothing here sleeps for a fixed time.
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import pytest
 
 HERE = Path(__file__).parent
 sys.path.append(str(HERE.parent / "e2e"))
@@ -36,6 +39,36 @@ def script(name: str, *args: str, timeout_s: float = 240) -> str:
         [str(HERE / name), *args], check=True, stdout=subprocess.PIPE, timeout=timeout_s, text=True
     )
     return done.stdout
+
+
+def missing(what: str) -> None:
+    """Skip the test, or fail it where everything must be there."""
+    if os.environ.get("JOBFLOW_REQUIRE_ALL"):
+        pytest.fail(f"{what}, and JOBFLOW_REQUIRE_ALL says it must be here")
+    pytest.skip(what)
+
+
+def free_ports(n: int) -> int:
+    """The first of `n` ports in a row that are free now."""
+    for first in range(17100 + os.getpid() % 400 * 20, 60000, 20):
+        try:
+            for port in range(first, first + n):
+                with socket.socket() as probe:
+                    probe.bind(("127.0.0.1", port))
+        except OSError:
+            continue
+        return first
+    raise AssertionError("no free ports")
+
+
+def bring_up(name: str, state: str, *options: str) -> None:
+    """Run an up script, and skip with its reason if it fails."""
+    if os.geteuid() != 0:
+        missing(f"{name} needs root")
+    try:
+        script(name, *options, state)
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+        missing(f"{name} failed: {error}")
 
 
 class SlurmWorld(World):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,37 +12,7 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from cluster_world import SlurmWorld, script
-
-
-def missing(what: str) -> None:
-    """Skip the test, or fail it where everything must be there."""
-    if os.environ.get("JOBFLOW_REQUIRE_ALL"):
-        pytest.fail(f"{what}, and JOBFLOW_REQUIRE_ALL says it must be here")
-    pytest.skip(what)
-
-
-def free_ports(n: int) -> int:
-    """The first of `n` ports in a row that are free now."""
-    for first in range(17100 + os.getpid() % 400 * 20, 60000, 20):
-        try:
-            for port in range(first, first + n):
-                with socket.socket() as probe:
-                    probe.bind(("127.0.0.1", port))
-        except OSError:
-            continue
-        return first
-    raise AssertionError("no free ports")
-
-
-def bring_up(name: str, state: str, *options: str) -> None:
-    """Run an up script, and skip with its reason if it fails."""
-    if os.geteuid() != 0:
-        missing(f"{name} needs root")
-    try:
-        script(name, *options, state)
-    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-        missing(f"{name} failed: {error}")
+from cluster_world import SlurmWorld, bring_up, free_ports, script
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster_world import BATCH_QUICK, HERE, SlurmWorld, script
+from cluster_world import (
+    BATCH_QUICK,
+    HERE,
+    SlurmWorld,
+    bring_up,
+    free_ports,
+    missing,
+    script,
+)
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
@@ -51,8 +59,6 @@ def route(node: int, *words: str) -> None:
 
 @pytest.fixture(scope="module")
 def cut_state() -> Iterator[str]:
-    from conftest import bring_up, free_ports, missing
-
     if os.geteuid() != 0:
         missing("network namespaces need root")
     state = f"/tmp/jfn-{os.getpid()}"

@@ -241,6 +241,15 @@ class Bench:
     def verdict(self, n: int) -> Verdict:
         return judge(self.database, self.notes(), n)
 
+    def results(self) -> dict[str, Any]:
+        """The recorded results of an ended session, by task."""
+        db = sqlite3.connect(f"file:{self.database}?mode=ro", uri=True)
+        try:
+            rows = db.execute("SELECT task_id, body FROM task_results JOIN tasks USING (id)")
+            return {task_id: decode_body(body) for task_id, body in rows}
+        finally:
+            db.close()
+
     def daemon_log(self) -> str:
         path = self.session / "manager.db.log"
         return path.read_text(errors="replace") if path.exists() else ""

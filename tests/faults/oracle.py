@@ -2,8 +2,8 @@
 
 Program args: `n` tasks of `s` seconds each (less by up to the share `spread`, so that they do not
 march in step), `log`, the file of notes, and `hurry`, a file whose presence makes all tasks end at
-once; the list itself pauses after `pause_at` tasks until the file `gate` exists. A note is one
-line, written by one append and synced:
+once; the list itself pauses after `pause_at` tasks until the file `gate` exists; `echo` comes back
+in every result. A note is one line, written by one append and synced:
 `start|end task attempt worker pid agent_pid time nonce`.
 The result of an attempt carries the nonce of its end, so a result can be matched with its note.
 """
@@ -32,7 +32,7 @@ class Oracle(TaskProgram):
             time.sleep(min(0.2, max(0.0, ends_at - time.monotonic())))
         nonce = os.urandom(8).hex()
         self.note("end", nonce)
-        return {"i": spec["i"], "nonce": nonce}
+        return {"i": spec["i"], "nonce": nonce, "echo": args.get("echo")}
 
     def note(self, word, nonce):
         me = current_attempt()

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
 import pytest
 
 from jobflow_worker.messages import Register
+from jobflow_worker.transport import mailfile
 from jobflowd import events as ev
 from jobflowd.book import Settings
 from jobflowd.effects import Submit
@@ -12,7 +18,7 @@ from jobflowd.model import LaunchState
 
 from .pure import HASH, Manager, Pair, definitions
 
-HEARTBEAT_S = Settings("s", "p.py").heartbeat_s
+HEARTBEAT_S: Final = Settings("s", "p.py").heartbeat_s
 
 
 def test_any_single_lost_message_costs_at_most_one_heartbeat() -> None:
@@ -84,3 +90,24 @@ def test_a_batch_job_that_vanishes_is_replaced_within_two_polls(poll_s: float) -
     manager.close()
     assert replaced_at, "it was never replaced"
     assert replaced_at - vanished_at <= max(2 * poll_s, 60.0 + poll_s) + 2
+
+
+@pytest.mark.parametrize(("times", "found"), [(2, b"news"), (3, None)])
+def test_a_mailbox_that_is_replaced_while_it_is_read_is_read_again(
+    monkeypatch: pytest.MonkeyPatch, times: int, found: bytes | None
+) -> None:
+    """NFS says ESTALE of a file that was replaced after it was opened: no reason to wait."""
+    answers: Iterator[Any] = iter([OSError(errno.ESTALE, "stale")] * times + [b"news"])
+
+    def read(path: Path, limit: int, known: bytes) -> bytes:
+        answer = next(answers)
+        if isinstance(answer, OSError):
+            raise answer
+        return bytes(answer)
+
+    monkeypatch.setattr(mailfile, "read_private_unless", read)
+    if found is not None:
+        assert mailfile.read_if_new("x", b"") == found
+    else:
+        with pytest.raises(OSError, match="stale"):
+            mailfile.read_if_new("x", b"")

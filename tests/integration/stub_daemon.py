@@ -86,6 +86,8 @@ def reply(request: Request, view: Census) -> Body | tuple[str, str, str]:
         case "task":
             return _task(args["task_id"])
         case "events":
+            if args.get("last"):
+                return _events(1500 - args["last"])
             return _events(int(args.get("after") or 0))
     if args.get("task_ids") == ["unknown"]:
         return {"message": "0 tasks, 1 unknown.", "unknown": ["unknown"]}

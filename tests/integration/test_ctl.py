@@ -156,7 +156,7 @@ def test_following_events_ends_with_the_daemon(
         (["tasks", "--state", "pending"], "no task state"),
         (["cancel"], "task ids or --all"),
         (["cancel", "a", "--all"], "one of the two"),
-        (["retry"], "task ids or --failed"),
+        (["retry"], "task ids, --failed or --group"),
         (["wait", "--timeout", "soon"], "not a duration"),
         (["task", "nope"], "no task 'nope'"),
         (["cancel", "unknown"], ""),
@@ -556,3 +556,45 @@ def test_watch_reads_a_telemetry_file(cli: Cli, tmp_path: Path) -> None:
     new.replace(file)
     assert watching.process.wait(20) == 0, watching.printed()
     assert watching.stdout.read_text().count("\n") == 2
+
+
+# --- speed and completion ---------------------------------------------------------------------
+
+
+def test_a_verb_loads_no_validation_library(daemon: StubDaemon, cli: Cli) -> None:
+    code = (
+        "import sys; sys.argv = ['jobflowctl', '-s', 't1', 'tasks', '--state', 'failed']\n"
+        "from jobflowctl.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        "sys.exit(' '.join({'pydantic', 'rich', 'zmq', 'psutil'} & set(sys.modules)) or 0)\n"
+    )
+    argv = [sys.executable, "-c", code]
+    done = subprocess.run(
+        argv, env=cli.env, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "scan-0001" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "offers"),
+    [
+        ("jobflowctl -s ", ["t1"]),
+        ("jobflowctl tasks --state ru", ["running"]),
+        ("jobflowctl -s t1 task scan-0000", ["scan-0000"]),
+        ("jobflowctl -s t1 drain w-b", ["w-busy"]),
+        ("jobflowctl -s nope task x", []),
+        ("jobflowctl fail", ["failures"]),
+    ],
+)
+def test_the_shell_offers_what_there_is(
+    daemon: StubDaemon, cli: Cli, words: str, offers: list[str]
+) -> None:
+    parts = words.split(" ")
+    cli.env |= {
+        "_JOBFLOWCTL_COMPLETE": "complete_bash",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(len(parts) - 1),
+    }
+    assert cli.run("jobflowctl").stdout.split() == offers

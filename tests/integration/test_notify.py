@@ -26,8 +26,8 @@ def test_messages_arrive(
         assert b"STATUS=session t1 READY=0" in lines
         assert notify.status("1/2 done")
         assert systemd.recv(4096) == b"STATUS=1/2 done"
-        assert notify.watchdog()
-        assert systemd.recv(4096) == b"WATCHDOG=1"
+        assert notify.alive("1/2 done")
+        assert systemd.recv(4096) == b"WATCHDOG=1\nSTATUS=1/2 done"
         assert notify.extend_timeout(1.5)
         assert systemd.recv(4096) == b"EXTEND_TIMEOUT_USEC=1500000"
         assert notify.stopping("done")

@@ -140,7 +140,7 @@ def directives(script, mark):
         if line.startswith(mark):
             words = line[len(mark) :].strip()
             name, _, value = words.replace("=", " ", 1).partition(" ")
-            found.setdefault(name, value.strip('"').replace("%%", "%"))
+            found.setdefault(name, value.strip('"'))
     return found
 
 

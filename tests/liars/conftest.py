@@ -13,22 +13,15 @@ import pytest
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "e2e")]
 from e2e_world import World  # noqa: E402
-
-VERBS = ("sbatch", "squeue", "scancel", "sacct", "bsub", "bjobs", "bkill")
+from rig import stand_in  # noqa: E402
 
 
 @pytest.fixture
 def fake_batch(tmp_path: Path) -> Iterator[dict[str, str]]:
     """The variables that make the stand-in found and working; its jobs end with the test."""
-    root, bin_dir = tmp_path / "fakebatch", tmp_path / "bin"
-    (root / "jobs").mkdir(parents=True)
-    bin_dir.mkdir()
-    program = (HERE / "batchsystem.py").read_text()
-    for verb in VERBS:
-        path = bin_dir / verb
-        path.write_text(f"#!{sys.executable} -SE\n{program}")
-        path.chmod(0o755)
-    yield {"FAKEBATCH_DIR": str(root), "PATH": f"{bin_dir}:/usr/local/bin:/usr/bin:/bin"}
+    root = tmp_path / "fakebatch"
+    env = stand_in(tmp_path)
+    yield env
     for pid_file in root.glob("jobs/*/pid"):
         subprocess.run(["pkill", "-KILL", "-s", pid_file.read_text()], check=False)
 

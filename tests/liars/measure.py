@@ -12,27 +12,10 @@ from collections import Counter
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-from conftest import VERBS
-from rig import POINTS, Rig, calls, live_jobs
+from rig import POINTS, Rig, calls, live_jobs, stand_in
 from test_crashes import crash_and_count, start_and_scale
 
 from jobflowd.launchers.slurm import Slurm
-
-
-def stand_in(root: Path) -> dict[str, str]:
-    """Install the stand-in below `root`; its variables."""
-    (root / "fakebatch" / "jobs").mkdir(parents=True)
-    (root / "bin").mkdir()
-    text = (Path(__file__).parent / "batchsystem.py").read_text()
-    for verb in VERBS:
-        path = root / "bin" / verb
-        path.write_text(f"#!{sys.executable} -SE\n{text}")
-        path.chmod(0o755)
-    return {
-        "FAKEBATCH_DIR": str(root / "fakebatch"),
-        "FAKEBATCH_HOLD": "yes",
-        "PATH": f"{root / 'bin'}:/usr/bin:/bin",
-    }
 
 
 def main() -> int:
@@ -45,7 +28,7 @@ def main() -> int:
             for _ in range(times):
                 with tempfile.TemporaryDirectory(prefix="jf-") as name:
                     root = Path(name)
-                    env = stand_in(root)
+                    env = {**stand_in(root), "FAKEBATCH_HOLD": "yes"}
                     fake = root / "fakebatch"
                     found[crash_and_count(root / "t1", fake, env, system, point)] += 1
             missing = found[0]
@@ -56,14 +39,19 @@ def main() -> int:
     for seed in range(times):
         with tempfile.TemporaryDirectory(prefix="jf-") as name:
             root = Path(name)
-            over, missing = start_and_scale(root / "t1", root / "fakebatch", stand_in(root), seed)
+            over, missing = start_and_scale(
+                root / "t1",
+                root / "fakebatch",
+                {**stand_in(root), "FAKEBATCH_HOLD": "yes"},
+                seed,
+            )
             worst = [max(worst[0], over), worst[1] + missing]
     bad += sum(worst)
     print(f"{times} starts with six scalings: {worst[0]} jobs over, {worst[1]} missing")
     for launches in (5, 500):
         with tempfile.TemporaryDirectory(prefix="jf-") as name:
             root = Path(name)
-            env = stand_in(root)
+            env = {**stand_in(root), "FAKEBATCH_HOLD": "yes"}
             (root / "t1").mkdir()
             rig = Rig(root / "t1", Slurm(), env, wanted=launches)
             with rig.one_life():

@@ -7,6 +7,7 @@ around the submission, as a power cut would: memory is gone, the file stays.
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -22,6 +23,7 @@ from jobflowd.launchers.base import LaunchContext, Launcher
 from jobflowd.model import Definition
 from jobflowd.store import Store
 
+VERBS = ("sbatch", "squeue", "scancel", "sacct", "bsub", "bjobs", "bkill")
 POINTS = ("before the command", "while it runs", "before its commit", "after its commit")
 
 
@@ -163,3 +165,18 @@ def live_jobs(fake: Path) -> Counter[str]:
 def calls(fake: Path) -> Counter[str]:
     """How often each command was called."""
     return Counter(line.split()[0] for line in (fake / "calls").read_text().splitlines())
+
+
+def stand_in(root: Path) -> dict[str, str]:
+    """Install the stand-in below `root`, in front of any real one; the variables that it needs."""
+    (root / "fakebatch" / "jobs").mkdir(parents=True)
+    (root / "bin").mkdir()
+    text = (Path(__file__).parent / "batchsystem.py").read_text()
+    for verb in VERBS:
+        path = root / "bin" / verb
+        path.write_text(f"#!{sys.executable} -SE\n{text}")
+        path.chmod(0o755)
+    return {
+        "FAKEBATCH_DIR": str(root / "fakebatch"),
+        "PATH": f"{root / 'bin'}:/usr/local/bin:/usr/bin:/bin",
+    }

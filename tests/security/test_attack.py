@@ -330,11 +330,15 @@ def test_from_plaintext_to_keys_and_back_workers_follow(world: World) -> None:
 # --- what can be seen -------------------------------------------------------------------------
 
 
+#: Stands for what people put into their program's arguments.
+TOKEN = "token-4f1d6a9e-of-the-program"
+
+
 def test_key_material_is_nowhere_but_in_the_key_files(world: World) -> None:
     """T8, T20: arguments, environments, logs, database, launches, snapshots, tracebacks."""
     once = {"limits": {"max_retries": 0}}
     tasks = [{}, {"do": "error", **once}, {"do": "os_exit", **once}, {"do": "never"}, WAIT, WAIT]
-    daemon = world.start("--workers", "2", "--telemetry-mode", "file", tasks=tasks)
+    daemon = world.start("--workers", "2", "--telemetry-mode", "file", tasks=tasks, token=TOKEN)
     world.until_running(2)
     secrets = secrets_of(world)
     assert len(secrets) == 4
@@ -363,6 +367,9 @@ def test_key_material_is_nowhere_but_in_the_key_files(world: World) -> None:
         if secret.encode() in text or json.dumps(secret)[1:-1].encode() in text
     ]
     assert not found
+    told = {name for name, text in seen.items() if TOKEN.encode() in text}
+    typed = f"{daemon.process.pid} cmdline"
+    assert told <= {typed, str(world.root / "session.json")}, "program args are for the program"
 
 
 def test_nothing_is_open_to_others_under_umask_000(world: World) -> None:

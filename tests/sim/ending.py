@@ -1,4 +1,4 @@
-"""What must be true when a run is over: nothing open, nothing left, nothing done twice for nothing."""
+"""What must be true when a run is over: nothing open, nothing left, nothing done in vain."""
 
 from __future__ import annotations
 

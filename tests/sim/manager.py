@@ -118,7 +118,7 @@ class SimManager:
             for worker_id, frame in sorted(self.sim.mail.spools.items()):
                 envelopes, _ = decode_frame(frame, sent_by=WORKER)
                 for one in envelopes:
-                    heard = ev.Heard(worker_id, one.counter, "fs", one.message, spooled=True)  # type: ignore[arg-type]
+                    heard = ev.Heard(worker_id, one.counter, "fs", one.message, spooled=True)
                     self._pending.append(heard)
                 self._spools.append(worker_id)
         self.wake(LATENCY_S)
@@ -183,7 +183,7 @@ class SimManager:
             envelopes, complaints = decode_frame(found[1], sent_by=WORKER)
             self.sim.checks.valid(complaints)
             for one in envelopes:
-                self._pending.append(ev.Heard(worker_id, one.counter, "fs", one.message))  # type: ignore[arg-type]
+                self._pending.append(ev.Heard(worker_id, one.counter, "fs", one.message))
         self._pending.append(ev.MailRead(self.world.now, worker_id))
         self.wake(LATENCY_S)
 
@@ -254,7 +254,7 @@ class SimManager:
             envelopes, complaints = decode_frame(frame, sent_by=WORKER)
             self.sim.checks.valid(complaints)
             for one in envelopes:
-                events.append(ev.Heard(one.sender, one.counter, "zmq", one.message))  # type: ignore[arg-type]
+                events.append(ev.Heard(one.sender, one.counter, "zmq", one.message))
         return None if self.socket else self.world.now
 
     def _turn(self, events: Sequence[ev.Event]) -> None:

@@ -33,7 +33,7 @@ class Both:
 
     def begin_epoch(self, recovery: Any = "adopt", *, wall: float) -> Snapshot:
         real = self.real.begin_epoch(recovery, wall=wall)
-        return self._same(self.fast.begin_epoch(recovery, wall=wall), real)  # type: ignore[no-any-return]
+        return self._same(self.fast.begin_epoch(recovery, wall=wall), real)
 
     def load(self) -> Snapshot:
         return self._same(self.fast.load(), self.real.load())  # type: ignore[no-any-return]

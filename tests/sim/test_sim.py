@@ -1,4 +1,4 @@
-"""The simulator in CI: some seeds, their thrift, its own determinism, and bugs that it must find."""
+"""The simulator in CI: some seeds, their thrift, its determinism, and bugs that it must find."""
 
 from __future__ import annotations
 
@@ -60,7 +60,12 @@ QUICK = (
     "solo_is_ignored",
     "window_forgets_the_disk",
     "delayed_for_ever",
-    "spools_are_ignored",
+    "charge_known_causes",
+    "charge_nothing",
+    "floor_is_too_high",
+    "hold_never_ends",
+    "left_with_its_tasks",
+    "stale_launches_do_not_count",
     "old_worker_gets_a_new_row",
 )
 

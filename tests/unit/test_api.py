@@ -260,12 +260,12 @@ def test_no_such_session(home: Path, name: str) -> None:
     ("record", "code"),
     [
         ({"state": "done", "code": 3, "ended_at": 20.0, "tasks": {"failed": 1, "x": "y"}}, 3),
-        ({"state": "done", "code": 0, "ended_at": 5.0, "tasks": {}}, None),
+        ({"state": "done", "code": 0, "ended_at": 5.0, "tasks": {"failed": 1}}, 0),
         ({"state": "done", "code": 0}, None),
         ({"state": "done", "code": "0", "ended_at": 20.0}, None),
         ([], None),
     ],
-    ids=["good", "of an earlier run", "no time", "no number", "no object"],
+    ids=["good", "while a later daemon only serves", "no time", "no number", "no object"],
 )
 def test_the_recorded_end(home: Path, record: Any, code: int | None) -> None:
     directory = _pointer(home, "t1", started_at=10.0)

@@ -556,7 +556,7 @@ def test_no_report_about_any_attempt_in_any_state_raises(
     for count, name in enumerate(names):
         pair.turn(ev.Heard(name, 500 + count, "zmq", message))  # type: ignore[arg-type]
         pair.turn(ev.Heard(name, 500 + count, "zmq", message))  # type: ignore[arg-type]
-        pair.turn(ev.Heard(name, 600 + count, "fs", message, spooled=True))  # type: ignore[arg-type]
+        pair.turn(ev.Heard(name, 600 + count, "fs", message, spooled=True))
         pair.coordinator.book.check()
     if before in (SUCCEEDED, FAILED, CANCELED):
         assert pair.state("t") is before

@@ -37,7 +37,7 @@ class OutboxMachine(RuleBasedStateMachine):
 
     def _note(self) -> None:
         for one in self.outbox.waiting():
-            items = frozenset(Held(item.task_id, item.attempt) for item in one.message.items)  # type: ignore[union-attr]
+            items = frozenset(Held(item.task_id, item.attempt) for item in one.message.items)
             assert self.names.setdefault(one.counter, items) == items
             for held in items:
                 self.waiting[held] = one.counter

@@ -296,7 +296,7 @@ def test_its_deadline_is_never_due_again_at_once(idle: bool) -> None:
             return
         for effect in effects:
             if type(effect).__name__ == "Recall":
-                behind = tuple(worker.session.work.slots[effect.slot].fed)[1:]  # type: ignore[union-attr]
+                behind = tuple(worker.session.work.slots[effect.slot].fed)[1:]
                 worker.step(Unstarted(effect.slot, behind))  # type: ignore[union-attr]
         following = worker.session.next_deadline()
         assert following is None or following > worker.now

@@ -251,3 +251,8 @@ def test_accounting() -> None:
     off = slurm.parse_history(1, "", "Slurm accounting storage is disabled\n")
     assert isinstance(off, NoEvidence)
     assert off.never
+
+
+def test_what_jobs_are_found_by_cannot_be_left_out() -> None:
+    assert slurm.problems(context(skip=("job-name",)))
+    assert slurm.problems(context(skip=("mem",))) == []
