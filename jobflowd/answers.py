@@ -135,6 +135,11 @@ def results(page: Page) -> Body:
     return {"results": [_row(one) for one in page[0]], "next": page[1]}
 
 
+def history(rows: str, page: Page) -> Body:
+    """A page of `reportqueries.py`, its rows under this name."""
+    return {rows: [_row(one) for one in page[0]], "next": page[1]}
+
+
 def events(page: Page) -> Body:
     """A page of history from `queries.event_page`; `next` is never null, for who follows."""
     return {"events": [_row(one) for one in page[0]], "next": page[1]}

@@ -256,6 +256,8 @@ COMMANDS: Final[dict[str, Command]] = {
         },
         required=("of",),
     ),
+    "attempts": Command(False, "One page of all ended attempts, for a report.", dict(_PAGE)),
+    "fleet": Command(False, "One page of all workers that ever registered.", dict(_PAGE)),
     "metrics": Command(False, "Counters and gauges as OpenMetrics text.", {}),
     "backup": Command(
         False,

@@ -69,9 +69,16 @@ BATCH_LAUNCHERS: Final = ("slurm", "lsf", "sge")
 
 #: What a start by name must not repeat: who the session is, and what was meant for one terminal.
 _NOT_RECORDED: Final = frozenset(
-    # To go without encryption is a decision of each start, never a habit.
-    ("program", "program_args", "session_id", "shared_dir", "detach", "dashboard")
-    + ("insecure_plaintext",)
+    (
+        "program",
+        "program_args",
+        "session_id",
+        "shared_dir",
+        "detach",
+        "dashboard",
+        # To go without encryption is a decision of each start, never a habit.
+        "insecure_plaintext",
+    )
 )
 
 

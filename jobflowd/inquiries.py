@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from jobflow_worker.sessionfiles import SessionPaths
-from jobflowd import answers, api, explaining, logreading, queries
+from jobflowd import answers, api, explaining, logreading, queries, reportqueries
 from jobflowd.census import Census, Here
 from jobflowd.coordinator import Coordinator
 from jobflowd.dbfile import StoreBroken, StoreError
@@ -32,7 +32,19 @@ _LOG_BYTES: Final = 64 * 1024
 COUNTING_S: Final = 0.1
 
 #: The commands that are answered here.
-CMDS: Final = frozenset(("explain", "spec", "failures", "results", "logs", "metrics", "backup"))
+CMDS: Final = frozenset(
+    (
+        "attempts",
+        "backup",
+        "explain",
+        "failures",
+        "fleet",
+        "logs",
+        "metrics",
+        "results",
+        "spec",
+    )
+)
 
 
 class Inquiries:
@@ -66,6 +78,8 @@ class Inquiries:
             case "results":
                 limit = int(args.get("limit") or queries.PAGE_MAX)
                 return answers.results(queries.result_page(self._store, args.get("after"), limit))
+            case "attempts" | "fleet":
+                return self._history(cmd, args)
             case "logs":
                 return self._logs(args)
             case "metrics":
@@ -84,6 +98,11 @@ class Inquiries:
             took = time.monotonic() - began
             self._groups_until = began + (20 * took if took > COUNTING_S else 0.0)
         return self._groups
+
+    def _history(self, cmd: str, args: Mapping[str, Any]) -> Body:
+        limit = int(args.get("limit") or reportqueries.PAGE_MAX)
+        page = reportqueries.attempt_page if cmd == "attempts" else reportqueries.fleet_page
+        return answers.history(cmd, page(self._store, args.get("after"), limit))
 
     # --- one task -------------------------------------------------------------------------------
 

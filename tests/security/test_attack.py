@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 import pytest
 import zmq
-from e2e_world import World, is_alive, kill
+from attacked import World, is_alive, kill
 from peers import frame, keys, link_to, pair, register, said, until
 from test_gate import fake_refuser
 
@@ -35,6 +35,20 @@ pytestmark = pytest.mark.slow
 
 WAIT = {"do": "wait"}
 NOBODY = 65534
+
+
+@pytest.fixture(name="world")
+def _world(
+    no_processes_left: None,
+    cli: Any,
+    session_env: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> World:
+    """A session to attack. The test's own process sees the same directories."""
+    for name in ("HOME", "XDG_STATE_HOME", "XDG_RUNTIME_DIR", "JOBFLOW_STATE_DIR"):
+        monkeypatch.setenv(name, session_env[name])
+    return World(cli, tmp_path)
 
 
 def beacon_of(world: World) -> Beacon:
