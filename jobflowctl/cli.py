@@ -172,6 +172,25 @@ def snapshot(
     with_client(ctx, session, as_json, lambda c, out: verbs.read(c, out, "snapshot"))
 
 
+@app.command(epilog=examples("jobflowctl report", "jobflowctl -s t1 report --output t1.html"))
+def report(
+    ctx: typer.Context,
+    file: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Where to write it.")
+    ] = None,
+    session: SessionOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """One HTML page about the run. Where time went, what failed, what more workers would bring."""
+    import time
+
+    from jobflowctl import report as reporting
+
+    with_client(
+        ctx, session, as_json, lambda c, out: reporting.report(c, out, file, wall=time.time())
+    )
+
+
 @app.command(
     epilog=examples(
         "jobflowctl watch",

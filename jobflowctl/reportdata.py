@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -137,7 +137,7 @@ def _by_worker(run: Run) -> dict[str, list[Span]]:
 
 def ledger(run: Run) -> list[tuple[str, float]]:
     """Slot seconds by what they went into, useful first, then the largest; they sum to all."""
-    lines: Counter[str] = Counter()
+    lines: dict[str, float] = defaultdict(float)
     spans_of = _by_worker(run)
     for life in run.lives:
         for word, seconds in _of_worker(life, spans_of.get(life.worker_id, [])):

@@ -9,14 +9,20 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import sqlite3
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from jobflow_worker.messages import Heartbeat, Report, TaskFinished
+from jobflowd import dbfile
 from jobflowd import events as ev
+from jobflowd import store as store_module
 from jobflowd.book import Settings
 from jobflowd.coordinator import Coordinator
+from jobflowd.dbfile import StoreBroken
+from jobflowd.model import Changes
 from jobflowd.ownership import read_owner
 from jobflowd.recovery import Recovery
 from jobflowd.store import Store
@@ -138,3 +144,40 @@ def test_the_database_is_flat_over_many_messages(tmp_path: Path) -> None:
     assert late["attempts"] == early["attempts"]
     assert late["bytes"] <= early["bytes"] * 1.2
     assert late["messages"] >= 80_000
+
+
+class DeadFile:
+    """A connection whose database can no longer be written, while its log still can."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+        self.tried = 0
+
+    def execute(self, sql: str, *values: Any) -> Any:
+        if "wal_checkpoint" in sql:
+            self.tried += 1
+            raise sqlite3.OperationalError("disk I/O error")
+        return self._db.execute(sql, *values)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._db, name)
+
+
+def test_a_log_that_is_not_taken_in_any_more_ends_the_daemon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen on NFS after a restart of its server: SQLite itself keeps quiet about it."""
+    monkeypatch.setattr(store_module, "LOG_LOOK_EVERY", 4)
+    store = Store(tmp_path / "m.db")
+    store.open()
+    dead = DeadFile(store._connection())
+    monkeypatch.setattr(store, "_db", dead)
+    for n in range(8):
+        store.commit(Changes(meta={"n": n}))
+    assert dead.tried == 0, "a small log is nobody's concern"
+    monkeypatch.setattr(dbfile, "WAL_BYTES_KEPT", 0)
+    with pytest.raises(StoreBroken):
+        for n in range(8):
+            store.commit(Changes(meta={"n": n}))
+    assert dead.tried == 1
+    dead._db.close()

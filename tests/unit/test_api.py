@@ -40,6 +40,8 @@ VALID: list[tuple[str, dict[str, Any]]] = [
     ("logs", {"of": "launch", "name": "l1", "after": "17:4096", "bytes": 1024}),
     ("events", {"last": 20}),
     ("metrics", {}),
+    ("attempts", {"after": "1000001", "limit": 5}),
+    ("fleet", {"after": "3"}),
     ("backup", {"path": "/tmp/copy.db"}),
     ("retry", {"group": 0}),
     ("yield", {}),
