@@ -277,6 +277,7 @@ class Session:
         if isinstance(outcome, Finished):
             self.work.took(outcome.usage.duration_s)
         elif doom is not None and outcome.cause == "canceled":
+            self.reporter.credit = 0  # What room was told of was this attempt's: tell it anew.
             if doom != "canceled":
                 self._return(held, doom, started=True)
             return
@@ -387,8 +388,7 @@ class Session:
         now = self._now
         held = len(self.work)
         starving = self.work.idle_slots > 0 and not self.work.waiting
-        loose = self.outbox.loose
-        oldest = self.outbox.oldest_loose
+        loose, oldest = self.outbox.loose, self.outbox.oldest_loose
         flush = loose > 0 and (
             held == 0
             or starving
@@ -397,7 +397,8 @@ class Session:
             or (oldest is not None and now - oldest >= FLUSH_S)
         )
         credit = self._credit()
-        wish = credit > max(0, self.reporter.credit) and starving and self.leaving is None
+        # More room than idle slots is no news: what the manager knows of it will do.
+        wish = starving and self.reporter.credit < min(credit, self.work.idle_slots)
         beat = now - self.reporter.sent_at >= self._heartbeat_s
         since = now - self.reporter.sent_at
         news = self._progress_news and since >= limits.PROGRESS_INTERVAL_S

@@ -124,7 +124,6 @@ def test_refusals_of_the_session_are_one_sentence(stub: Runner, world: Path) -> 
     one_sentence(stub("ready", "start", "-P", "nope.py"), 66, "nope.py")
     one_sentence(stub("ready", "start"), 2, "--program")
     one_sentence(stub("ready", "start", "-P", "conv.py", "-l", "20"), 78, "--lease-duration 40")
-    one_sentence(stub("ready", "start", "-P", "conv.py", "--launcher", "slurm"), 78, "later")
     assert untouched(world)
 
 
@@ -149,7 +148,9 @@ def test_flags_reach_the_daemon_and_its_code_comes_back(stub: Runner) -> None:
     assert stub("print", *args, "--workers", "2").stdout.startswith("2 ")
     # Ready was never said; the end of the daemon is the answer, with all that it printed.
     found = stub("print", *args, "--detach")
-    assert (found.returncode, found.stderr) == (3, "10 {'a': 'b c'}\n")
+    assert found.returncode == 3
+    # On a busy machine a line before it says what the start waits for.
+    assert found.stderr.endswith("10 {'a': 'b c'}\n")
 
 
 def test_a_run_that_is_over_at_once_is_said(stub: Runner) -> None:

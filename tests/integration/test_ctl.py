@@ -12,15 +12,17 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from conftest import Cli
 from stub_daemon import TASK_IDS, StubDaemon, census, write_ended, write_session
 
 from jobflowctl import errors, waiting
 from jobflowctl.client import Client
 from jobflowd import api
+
+if TYPE_CHECKING:
+    from conftest import Cli
 
 CTL = str(Path(sys.executable).parent / "jobflowctl")
 

@@ -511,7 +511,6 @@ def test_a_missing_program_leaves_nothing(start: Opener, place: Path) -> None:
 
 def test_a_conflict_of_settings_leaves_nothing(start: Opener, place: Path) -> None:
     refused(78, "--lease-duration", start=start, lease_duration=20.0)
-    refused(78, "later version", start=start, launcher="slurm")
     assert not (place / "state").exists()
 
 

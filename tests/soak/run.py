@@ -22,9 +22,12 @@ TERMS = ("--heartbeat-interval", "1", "--lease-duration", "6", "--worker-idle-ti
 #: Kills of healthy workers are charged to the tasks; the budgets are not what is tested here.
 BUDGETS = ("--max-losses", "1000", "--max-deliveries", "100000", "--retry-backoff", "0.1")
 TASK_S = 2.0
-TASKS_PER_S = 12
+TASKS_PER_S = 18
 #: After the chaos everything must end within this.
-HEALING_S = 180.0
+HEALING_S = 300.0
+#: A worker by hand that was started so shortly before the end finds a session that is over, and
+#: rightly waits for its next manager.
+LATECOMER_S = 15.0
 
 
 @dataclass(slots=True)
@@ -81,7 +84,7 @@ class Soak:
         self._random = random.Random(plan.seed)
         self._manager: subprocess.Popen[bytes] | None = None
         self._manager_at = 0.0
-        self._by_hand: list[subprocess.Popen[bytes]] = []
+        self._by_hand: list[tuple[float, subprocess.Popen[bytes]]] = []
         kinds = EVERYTHING if plan.every_s is None else ()
         self.killer = Killer(self.bench.mark, kinds, plan.seed)
         self.gauge = Gauge()
@@ -119,15 +122,15 @@ class Soak:
 
     def _keep_workers(self) -> None:
         """As many workers by hand as are wanted; those that were killed are replaced."""
-        if not (self.bench.session / "beacon.json").exists():
+        if self.ended or not (self.bench.session / "beacon.json").exists():
             return
-        self._by_hand = [one for one in self._by_hand if one.poll() is None]
+        self._by_hand = [one for one in self._by_hand if one[1].poll() is None]
         while len(self._by_hand) < self.plan.workers - self.plan.workers // 2:
             worker = self.bench.spawn(
                 *(str(BIN / "jobflow-worker"), "--session", str(self.bench.session)),
                 *("--mode", "fs"),
             )
-            self._by_hand.append(worker)
+            self._by_hand.append((time.monotonic(), worker))
 
     # --- the phases ---------------------------------------------------------------------------
 
@@ -177,6 +180,10 @@ class Soak:
         while not self.ended and time.monotonic() < deadline:
             self._keep_manager(time.monotonic())
             time.sleep(0.1)
+        latest = time.monotonic() - LATECOMER_S
+        for started_at, worker in self._by_hand:
+            if started_at > latest and worker.poll() is None:
+                worker.terminate()
         if not self.ended:
             sys.stderr.write(f"no end: {self.bench.daemon_log()[-4000:]}\n")
 
