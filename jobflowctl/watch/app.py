@@ -115,7 +115,7 @@ class Dashboard(App[None]):
         self._events: deque[Mapping[str, Any]] = deque(maxlen=max(1, log_lines))
         self._run_name = source.name
         self._read_only = read_only
-        self._has_details = "task" in source.reads
+        self._reads = source.reads
         self._steering = steering
         self._feed = Feed(
             source,
@@ -153,8 +153,10 @@ class Dashboard(App[None]):
         yield Footer(compact=True, show_command_palette=False)
 
     def on_mount(self) -> None:
-        for one in self._lists.values():
+        for name, one in self._lists.items():
             one.unicode = self.model.unicode
+            if "tasks" not in self._reads and name in ("tasks", "failures", "log"):
+                one.nothing = "a telemetry file does not have this; ask the daemon: -s SESSION"
         self._draw()
         self._feed.start()
         if self._steering is not None:
@@ -200,6 +202,7 @@ class Dashboard(App[None]):
             case feed.Seen(body):
                 self.model.body = body
                 self._banner(waited_for(body) if self._stops else "")
+                self._fill_from_snapshot(body)
             case feed.Rows(want, rows, following, note) if want.kind == self.tab:
                 self._all[want.kind] = list(rows)
                 self._next, self._note = following, note
@@ -232,6 +235,13 @@ class Dashboard(App[None]):
         if self._filter and name != "tasks":
             rows = [row for row in rows if matches(row, self._filter)]
         self._lists[name].show(rows, follow=name == "log")
+
+    def _fill_from_snapshot(self, body: Mapping[str, Any]) -> None:
+        """A telemetry file has the first workers and launches, and nothing else to list."""
+        for name, key in (("workers", "worker_list"), ("launches", "launch_list")):
+            if name not in self._reads:
+                self._all[name] = list(body.get(key) or ())
+                self._fill(name)
 
     def _show_task(self, want: Want, body: Mapping[str, Any]) -> None:
         screen = self.screen
@@ -380,7 +390,7 @@ class Dashboard(App[None]):
         """Details of the chosen row; those of a task come from the daemon."""
         row = message.row
         task_id = row.get("example_task_id") if self.tab == "failures" else row.get("task_id")
-        if self.tab in ("tasks", "failures", "log") and task_id and self._has_details:
+        if self.tab in ("tasks", "failures", "log") and task_id and "task" in self._reads:
             screen = DetailScreen(f"task {task_id}", ["asking the daemon"])
             screen.subject = str(task_id)
             self._feed.want(Want("task", task_id=str(task_id)))

@@ -82,7 +82,7 @@ class RowList(ScrollView, can_focus=True):
         super().__init__(id=id)
         self._fields = tuple(fields)
         self._key = key
-        self._nothing = nothing
+        self.nothing = nothing
         self._rows: list[Body] = []
         self._cursor = 0
         self._sort: int | None = None
@@ -224,7 +224,7 @@ class RowList(ScrollView, can_focus=True):
         index = self.scroll_offset.y + y - 1
         if not self._rows and y == 1:
             return Strip(
-                [Segment(clip(self._nothing, columns), Style(dim=True))]
+                [Segment(clip(self.nothing, columns), Style(dim=True))]
             ).adjust_cell_length(columns, self.rich_style)
         if index >= len(self._rows):
             return Strip.blank(columns, self.rich_style)

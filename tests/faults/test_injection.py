@@ -14,7 +14,7 @@ from .injection import count_calls, points, try_point
 
 pytestmark = pytest.mark.slow
 #: About a minute; the points are spread over all calls, faults and phases of the run.
-SAMPLE = 18
+SAMPLE = 15
 
 
 def test_no_system_call_may_fail_badly(require: Callable[[str], None]) -> None:

@@ -50,3 +50,7 @@ def test_the_accounts_tell_a_repetition_with_cause_from_one_without() -> None:
     assert repetitions([first, end, again], [killed]).excused == 1
     too_late = Blow("agent", 9, signal.SIGKILL, 6.0)
     assert repetitions([first, end, again], [too_late]).excused == 0
+    stopped = Blow("agent", 19, signal.SIGSTOP, 0.5, 4.5)
+    assert repetitions([first, end, again], [stopped]).excused == 0
+    late = [first._replace(attempt=2), end._replace(attempt=2), again._replace(attempt=1)]
+    assert repetitions(late, [stopped]).excused == 1

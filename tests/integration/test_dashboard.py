@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
-from dashboard_source import AT, HOSTILE, FakeSource, worker
+from dashboard_source import AT, HOSTILE, FakeSource, snapshot, worker
 from textual.pilot import Pilot
 
 from jobflowctl.waiting import Outcome
 from jobflowctl.watch.app import Dashboard
 from jobflowctl.watch.rows import RowList
+from jobflowctl.watch.source import FileSource, Source
 
 pytestmark = pytest.mark.slow
 
@@ -58,9 +61,7 @@ class Screen:
         await self._pilot.press(*keys)
 
 
-def play(
-    source: FakeSource, script: Play, size: tuple[int, int] = (80, 24), **options: Any
-) -> None:
+def play(source: Source, script: Play, size: tuple[int, int] = (80, 24), **options: Any) -> None:
     """Run the view on the source, and the script on the view."""
 
     async def run() -> None:
@@ -325,6 +326,35 @@ def test_a_frozen_picture_stays() -> None:
         await screen.shows("paused")
 
     play(source, script)
+
+
+def test_a_telemetry_file_shows_what_it_has(tmp_path: Path) -> None:
+    file = tmp_path / "snapshot.json"
+    file.write_text(json.dumps({**snapshot(), "schema": "jobflow.snapshot/1", "seq": 1}))
+    source = FileSource(file, stale_s=60)
+
+    async def script(app: Dashboard, screen: Screen) -> None:
+        await screen.shows("390 succeeded")
+        await screen.press("3")
+        await screen.shows("20 rows")
+        await screen.press("4")
+        await screen.shows("QOSMaxJobsPerUserLimit")
+        await screen.press("2")
+        await screen.shows("a telemetry file does not have this")
+
+    play(source, script, read_only=True)
+
+
+def test_a_telemetry_file_that_stands_still_is_a_banner(tmp_path: Path) -> None:
+    file = tmp_path / "snapshot.json"
+    file.write_text(json.dumps({**snapshot(), "schema": "jobflow.snapshot/1", "seq": 1}))
+    source = FileSource(file, stale_s=0.3)
+
+    async def script(app: Dashboard, screen: Screen) -> None:
+        await screen.shows("390 succeeded")
+        await screen.shows("The file has not changed for")
+
+    play(source, script, read_only=True)
 
 
 class Steered:

@@ -2,8 +2,9 @@
 
 A task may run more than once, but only for cause: its worker or its child was hit. An attempt that
 is followed by another one counts as *finished* if it had noted its end, as *running* if it had
-begun and not ended. It is excused if its agent or its child was killed, or its agent stopped,
-before the next attempt began: then the manager could not know.
+begun and not ended. It is excused if its agent or its child was killed, or its agent was stopped or
+had just been, before the next attempt began: then the manager could not know. An older attempt that
+begins late is excused if it was its own agent that had been stopped.
 """
 
 from __future__ import annotations
@@ -17,6 +18,10 @@ from dataclasses import dataclass, field
 from tests.faults.bench import Note
 
 from .killer import Blow
+
+#: A worker that was stopped for longer than its lease goes on with what it has before its manager
+#: has read its next report: two heartbeats.
+RECOVERY_S = 2.0
 
 
 @dataclass(slots=True)
@@ -44,7 +49,7 @@ def repetitions(notes: Sequence[Note], blows: Sequence[Blow]) -> Repetitions:
         for before, after in itertools.pairwise(starts):
             found.all += 1
             end = ends.get(before.attempt)
-            if _excused(before, end, after.at, by_pid):
+            if _excused(before, end, after, by_pid):
                 found.excused += 1
                 continue
             line = f"{task_id} attempts {before.attempt} and {after.attempt} of {before.worker_id}"
@@ -55,13 +60,16 @@ def repetitions(notes: Sequence[Note], blows: Sequence[Blow]) -> Repetitions:
     return found
 
 
-def _excused(before: Note, end: Note | None, again_at: float, hits: dict[int, list[Blow]]) -> bool:
-    for blow in hits[before.agent_pid]:
-        stopped = blow.number is signal.SIGSTOP
-        if blow.at <= again_at and (blow.until if stopped else blow.at) >= before.at:
+def _excused(before: Note, end: Note | None, after: Note, hits: dict[int, list[Blow]]) -> bool:
+    agents = [before.agent_pid]
+    if after.attempt < before.attempt:
+        agents.append(after.agent_pid)
+    for blow in (one for pid in agents for one in hits[pid]):
+        over_at = blow.until + RECOVERY_S if blow.number is signal.SIGSTOP else blow.at
+        if blow.at <= after.at and over_at >= before.at:
             return True
     # A child can be killed between the note of its end and the frame that carries the result.
-    last = again_at if end is None else end.at + 1.0
+    last = after.at if end is None else end.at + 1.0
     return any(
         blow.number is signal.SIGKILL and before.at <= blow.at <= last for blow in hits[before.pid]
     )

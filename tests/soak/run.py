@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import signal
 import subprocess
@@ -193,6 +194,10 @@ class Soak:
         notes = self.bench.notes()
         verdict = self.bench.verdict(self.plan.tasks)
         again = repetitions(notes, self.killer.blows)
+        blows = [
+            (one.role, one.pid, one.number.name, one.at, one.until) for one in self.killer.blows
+        ]
+        (self.bench.root / "blows.json").write_text(json.dumps(blows))
         counts = self.killer.counts()
         executions = sum(one.word == "start" for one in notes)
         return {
