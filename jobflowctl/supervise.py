@@ -34,6 +34,7 @@ from typing import IO, Any, Final
 
 from jobflowctl import errors
 from jobflowctl.client import Client
+from jobflowctl.helm import STOPPING, STOPPING_NOW, Helm
 from jobflowctl.output import Output
 from jobflowctl.text import duration, safe, safe_lines, seconds
 from jobflowctl.waiting import recorded
@@ -47,11 +48,7 @@ _SPARSE_S: Final = 60.0
 _LAST_WORDS: Final = 20
 _CALL_TIMEOUT_S: Final = 2.0
 _WAITED_FOR_MAX: Final = 3
-STOPPING: Final = (
-    "stopping: workers finish their tasks; Ctrl-C again stops now, what is unfinished "
-    "remains for the next start"
-)
-STOPPING_NOW: Final = "stopping now; Ctrl-C again leaves the daemon to it"
+_SIGNAL_GAP_S: Final = 0.2
 #: Without the current directory on the path, from which `-c` would import before anything else.
 _STARTER: Final = (
     "import sys; sys.path[:] = [p for p in sys.path if p]; "
@@ -137,6 +134,7 @@ class Supervisor:
         self._announced: dict[str, Any] = {}
         self._stops = self._stops_passed_on = 0
         self._terminated = self._terminations_passed_on = 0
+        self._signal_at = 0.0
         self._full_screen = False
         self._hung_up = False
         self._last_words: list[str] = []
@@ -218,7 +216,9 @@ class Supervisor:
         """Pass on what was asked for since the last time; True if the daemon is to be left."""
         if self._hung_up or self._stops > 2:
             return True
-        if self._stops > self._stops_passed_on:
+        if self._stops > self._stops_passed_on and time.monotonic() >= self._signal_at:
+            # Two signals at once would arrive as one.
+            self._signal_at = time.monotonic() + _SIGNAL_GAP_S
             self._stops_passed_on += 1
             self._stop(process, self._stops_passed_on)
         if self._terminated > self._terminations_passed_on:
@@ -466,29 +466,6 @@ class Supervisor:
             elif code == errors.EXIT_WORK_LEFT:
                 self._output.say(f"go on with: jobflowd start --session-id {name}")
         return code
-
-
-class Helm:
-    """What the full-screen view may do with the daemon (a `watch.app.Steering`)."""
-
-    def __init__(
-        self, supervisor: Supervisor, process: subprocess.Popen[bytes], printed: IO[bytes]
-    ) -> None:
-        self._supervisor = supervisor
-        self._process = process
-        self._printed = printed
-
-    def stop(self) -> str:
-        """One more wish to stop."""
-        return STOPPING if self._supervisor.ask_to_stop() == 1 else STOPPING_NOW
-
-    def ended(self) -> bool:
-        """The daemon has ended, or is to be left."""
-        if self._supervisor.hung_up:
-            # The terminal is gone: nothing is to be put back, and drawing on it fails.
-            os._exit(errors.EXIT_INTERRUPTED)
-        left = self._supervisor.heed(self._process, self._printed)
-        return left or self._process.poll() is not None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -26,7 +26,7 @@ from jobflowctl.watch.dialogs import DetailScreen, Help, Line, Question
 from jobflowctl.watch.drawing import STATE_STYLES, clip_line
 from jobflowctl.watch.drawing import Line as DrawnLine
 from jobflowctl.watch.feed import Feed, Want
-from jobflowctl.watch.overview import Model, overview
+from jobflowctl.watch.overview import Model, overview, waited_for
 from jobflowctl.watch.rows import RowList
 from jobflowctl.watch.source import Source
 from jobflowctl.watch.tables import detail_lines, make_lists, matches
@@ -34,7 +34,6 @@ from jobflowd import api
 
 TABS: Final = ("overview", "tasks", "workers", "launches", "failures", "log")
 LOG_LINES: Final = 500
-_NAMES_MAX: Final = 3
 _STATES: Final = (None, *api.TASK_STATES)
 _CSS: Final = """
 Screen { background: $background; }
@@ -478,20 +477,6 @@ class Dashboard(App[None]):
     def _watch_the_end(self) -> None:
         if self._steering is not None and self._steering.ended():
             self.exit()
-
-
-def waited_for(body: Mapping[str, Any]) -> str:
-    """Who still runs what, while the run is being stopped."""
-    busy = [
-        f"{safe(task_id)} on {safe(one.get('host'))}"
-        for one in body.get("worker_list") or ()
-        for task_id in one.get("running") or ()
-    ]
-    names = ", ".join(busy[:_NAMES_MAX])
-    more = f" and {len(busy) - _NAMES_MAX} more" if len(busy) > _NAMES_MAX else ""
-    online = int(part(body, "workers").get("online") or 0)
-    what = f"{names}{more}" if busy else count(online, "worker")
-    return f"stopping (Ctrl-C: now), waiting for {what}"
 
 
 def _silence(news: feed.Silent) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from jobflowctl.style import local, part
-from jobflowctl.text import clip, duration, rate, safe, safe_lines, size
+from jobflowctl.text import clip, count, duration, rate, safe, safe_lines, size
 from jobflowctl.watch.drawing import (
     STATE_STYLES,
     Body,
@@ -24,6 +24,7 @@ from jobflowctl.watch.drawing import (
 _LABEL_COLUMNS: Final = 10
 _SPARK_COLUMNS_MAX: Final = 60
 _WARNING_LINES_MAX: Final = 4
+_NAMES_MAX: Final = 3
 
 
 @dataclass(slots=True)
@@ -246,3 +247,17 @@ def event_style(kind: str) -> str:
     if "failed" in kind or "lost" in kind or "expired" in kind:
         return "red"
     return "yellow" if "paused" in kind or "stale" in kind or "left" in kind else "green"
+
+
+def waited_for(body: Body) -> str:
+    """Who still runs what, while the run is being stopped."""
+    busy = [
+        f"{safe(task_id)} on {safe(one.get('host'))}"
+        for one in body.get("worker_list") or ()
+        for task_id in one.get("running") or ()
+    ]
+    names = ", ".join(busy[:_NAMES_MAX])
+    more = f" and {len(busy) - _NAMES_MAX} more" if len(busy) > _NAMES_MAX else ""
+    online = int(part(body, "workers").get("online") or 0)
+    what = f"{names}{more}" if busy else count(online, "worker")
+    return f"stopping (Ctrl-C: now), waiting for {what}"

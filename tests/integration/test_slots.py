@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import resource
 import select
 import signal
 import subprocess
@@ -440,7 +441,9 @@ def test_what_it_costs_is_measured_per_attempt(ready: Rig) -> None:
     assert small.usage.cpu_s < 0.05 <= big.usage.cpu_s
     assert big.usage.duration_s >= 0.05
     assert big.usage.max_rss_bytes > 200 << 20
-    assert again.usage.max_rss_bytes < 150 << 20, "the peak is forgotten"
+    # A process inherits the high-water mark of the one that started it, which is this test run.
+    inherited = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    assert again.usage.max_rss_bytes <= max(150 << 20, inherited), "the peak is forgotten"
 
 
 def test_a_spec_larger_than_a_packet(ready: Rig) -> None:
