@@ -288,8 +288,7 @@ class Session:
         self.outbox.add(outcome, self._now)
 
     def _unstarted(self, slot: int, attempts: tuple[Held, ...]) -> None:
-        self.work.slots[slot].recalling = False
-        self.work.put_back(slot, attempts)
+        self.work.recalled(slot, attempts, self._now)
         for held in attempts:
             doom = self._doomed.pop(held, None)
             if doom is None and self.leaving is not None:

@@ -114,6 +114,16 @@ class Workload:
                 fed.remove(held)
         self.waiting.extendleft(self.items[held] for held in reversed(back))
 
+    def recalled(self, slot: int, attempts: Iterable[Held], now: float) -> None:
+        """The answer to a recall, or the end of a child: these had certainly not begun."""
+        pipeline = self.slots[slot]
+        pipeline.recalling = False
+        self.put_back(slot, attempts)
+        if len(pipeline.fed) > 1:
+            # What did not come back has begun, so the outcome of the one before it is on its way:
+            # asking again at once would go on for ever, and nobody would read that outcome.
+            pipeline.since = now
+
     def took(self, duration_s: float) -> None:
         """Learn from a finished attempt."""
         self._durations.append(duration_s)

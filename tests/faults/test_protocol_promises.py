@@ -9,14 +9,17 @@ from typing import Any, Final
 
 import pytest
 
-from jobflow_worker.messages import Register
+from jobflow_worker.messages import Assign, Assignment, Finished, Register, Usage, Welcome
+from jobflow_worker.session import Session
+from jobflow_worker.slotevents import Settled, SlotReady, Unstarted
 from jobflow_worker.transport import mailfile
+from jobflow_worker.vocabulary import Feed, Identity, Recall
 from jobflowd import events as ev
 from jobflowd.book import Settings
 from jobflowd.effects import Submit
 from jobflowd.model import LaunchState
 
-from .pure import HASH, Manager, Pair, definitions
+from .pure import HASH, SPEC, Manager, Pair, definitions
 
 HEARTBEAT_S: Final = Settings("s", "p.py").heartbeat_s
 
@@ -32,6 +35,24 @@ def test_any_single_lost_message_costs_at_most_one_heartbeat() -> None:
         cost = pair.run() - quickest
         assert cost <= HEARTBEAT_S + 0.5, f"message {number} costs {cost:g} s"
         assert set(pair.executed.values()) == {1}, f"message {number} repeats a task"
+
+
+def test_a_recall_that_comes_too_late_is_not_repeated_at_once() -> None:
+    """The child took the next attempt just as it was to be taken back. Found by the soak: the
+    agent asked again and again, and never read what its child had said."""
+    session = Session(Identity("0", "3", "host", 1, 1, HASH))
+    session.handle(0.0, [SlotReady(0)])
+    session.handle(0.0, [Welcome(1, 1, 0, "s", 10.0, 60.0)])
+    session.work.took(0.1)
+    pair = tuple(Assignment(name, 1, SPEC, None, None) for name in ("a", "b"))
+    fed = session.handle(0.1, [Assign(1, 2, 1, pair)])
+    assert [len(one.items) for one in fed if isinstance(one, Feed)] == [2]
+    late = session.handle(5.0, [])
+    assert Recall(0) in late
+    assert Recall(0) not in session.handle(5.0, [Unstarted(0, ())])
+    done = [Finished(name, 1, b"\x80", None, Usage(5.0, 0.0, 0), "") for name in ("a", "b")]
+    session.handle(5.0, [Settled(0, one) for one in done])
+    assert len(session.work) == 0
 
 
 def test_ten_workers_stay_ten_over_a_hundred_starts() -> None:

@@ -19,8 +19,8 @@ from tests.faults.bench import Note
 
 from .killer import Blow
 
-#: A worker that was stopped for longer than its lease goes on with what it has before its manager
-#: has read its next report: two heartbeats.
+#: Two heartbeats. A worker that was stopped for longer than its lease goes on with what it has
+#: before its manager has read its next report, and a killed one's child lives for a moment.
 RECOVERY_S = 2.0
 
 
@@ -65,8 +65,8 @@ def _excused(before: Note, end: Note | None, after: Note, hits: dict[int, list[B
     if after.attempt < before.attempt:
         agents.append(after.agent_pid)
     for blow in (one for pid in agents for one in hits[pid]):
-        over_at = blow.until + RECOVERY_S if blow.number is signal.SIGSTOP else blow.at
-        if blow.at <= after.at and over_at >= before.at:
+        over_at = blow.until if blow.number is signal.SIGSTOP else blow.at
+        if blow.at <= after.at and over_at + RECOVERY_S >= before.at:
             return True
     # A child can be killed between the note of its end and the frame that carries the result.
     last = after.at if end is None else end.at + 1.0
