@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import shutil
 import subprocess
@@ -49,6 +50,8 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=4)
     options = parser.parse_args()
     root: Path = options.directory.absolute()
+    # Two checkouts may each have a demo: its sessions' names stay in its own directory.
+    os.environ["JOBFLOW_STATE_DIR"] = str(root / "state")
 
     say(f"Making the input in {show(root)}")
     root.mkdir(parents=True, exist_ok=True)
