@@ -37,13 +37,17 @@ def test_a_run_from_start_to_end(slurm: SlurmWorld, tmp_path: Path) -> None:
     slurm.until_queue_empty()
     launches = sorted((shared / "t1" / "launches").iterdir())
     assert 1 <= len(launches) <= 4
+    printed = []
     for one in launches:
         text = (one / "script").read_text()
         assert "GREETING='hello there'" in text
         # What the program gets never passes through a shell: it is not in the script.
         assert "☃" not in text
-        assert "worker jf-" in (one / "output").read_text()
+        printed.append((one / "output").read_text())
         assert (one / "output").stat().st_mode & 0o077 == 0
+    # On a slow machine the others finish the work, and a launch may be cancelled before its
+    # agent has said anything.
+    assert any("worker jf-" in text for text in printed)
     assert all(n == 1 for n in slurm.started().values())
     record = json.loads((shared / "t1" / "session.json").read_text())
     assert record["program_args"]["spec"]["odd"] == odd
