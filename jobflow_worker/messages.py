@@ -174,8 +174,10 @@ class Register:
 class Report:
     """The whole truth about a worker, as of manager message `seen` of `epoch`.
 
-    `same` set means: lists and progress are as in the last full report and left out. `gap` asks
-    the manager to repeat what lies above `seen`. `floor` is the lowest unacknowledged counter.
+    `same` set means: lists and progress are as in the last full report and left out. `brief` set:
+    they are left out because they are long and the last full report is young; nothing follows from
+    that. `gap` asks the manager to repeat what lies above `seen`. `floor` is the lowest
+    unacknowledged counter.
     """
 
     epoch: int
@@ -193,6 +195,7 @@ class Report:
     rss_bytes: int = 0
     load: float = 0.0
     time_left_s: float | None = None
+    brief: bool = False
 
 
 @dataclass(frozen=True, slots=True)

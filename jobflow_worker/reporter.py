@@ -17,6 +17,11 @@ from jobflow_worker.workload import Workload
 TRIP_WEIGHT = 0.2
 #: What a round trip is taken for before the first was measured.
 TRIP_GUESS_S = 0.005
+#: Lists of more than this many attempts are long ...
+BRIEF_ITEMS = 32
+#: ... and are told at most once in this many seconds, and with every heartbeat: a difference that
+#: only they can show is mended that much later, and neither side spends its time on them.
+BRIEF_S = 1.0
 
 
 class Reporter:
@@ -33,6 +38,7 @@ class Reporter:
         self.round_trip_s = TRIP_GUESS_S
         self._full: Report | None = None
         self._full_acked = False
+        self._full_at = float("-inf")
 
     def forget(self) -> None:
         """The manager knows nothing of earlier reports: the next one is a full one."""
@@ -54,24 +60,33 @@ class Reporter:
     def report(self, now: float, report: Report, *, beat: bool) -> Outgoing:
         """Complete and remember a report; `beat`: it is sent because it is time."""
         self.hb_seq += 1
+        self.credit = report.credit
+        self.sent_at = now
+        report = replace(report, hb_seq=self.hb_seq, floor=self._outbox.floor)
+        if beat or report.gap or report.leaving is not None or not self._may_be_brief(now):
+            report = self._with_lists(now, report)
+        else:
+            report = replace(report, progress=(), brief=True)
+        message = Heartbeat(report) if beat else RequestWork(report)
+        self.latest = Outgoing(self._outbox.next_counter(), message)
+        return self.latest
+
+    def _may_be_brief(self, now: float) -> bool:
+        long = len(self._work) + self._outbox.size > BRIEF_ITEMS
+        return long and self._full is not None and now - self._full_at < BRIEF_S
+
+    def _with_lists(self, now: float, report: Report) -> Report:
         report = replace(
             report,
-            hb_seq=self.hb_seq,
-            floor=self._outbox.floor,
             running=tuple(self._work.running()),
             waiting=tuple(self._work.behind()),
             settled=tuple(self._outbox.settled()),
         )
-        self.credit = report.credit
-        self.sent_at = now
         if self._full is not None and self._full_acked and _same_lists(self._full, report):
-            report = replace(report, running=(), waiting=(), settled=(), progress=(), same=True)
-        else:
-            self._full = report
-            self._full_acked = False
-        message = Heartbeat(report) if beat else RequestWork(report)
-        self.latest = Outgoing(self._outbox.next_counter(), message)
-        return self.latest
+            return replace(report, running=(), waiting=(), settled=(), progress=(), same=True)
+        self._full, self._full_at = report, now
+        self._full_acked = False
+        return report
 
     def register(self, identity: Identity, transport: str) -> Outgoing:
         """Introduce the worker, with what it holds."""

@@ -70,7 +70,10 @@ def _int(low: int, high: int) -> Check:
     return check
 
 
-def _number(low: float = 0.0, high: float = 1e12) -> Check:
+_SECONDS_MAX: Final = 1e12
+
+
+def _number(low: float = 0.0, high: float = _SECONDS_MAX) -> Check:
     def check(value: Any) -> float:
         if type(value) not in (int, float) or not (math.isfinite(value) and low <= value <= high):
             raise Malformed(f"not a number from {low} to {high}")
@@ -141,10 +144,10 @@ _SECONDS = _number()
 _TAIL = _text(limits.OUTPUT_TAIL_BYTES_MAX)
 _ERROR = _text(limits.ERROR_CHARS_MAX)
 
-_HELD = _tuple_of(Held, _TASK_ID, _ATTEMPT)
+_HELD_SLOW = _tuple_of(Held, _TASK_ID, _ATTEMPT)
 _USAGE = _tuple_of(Usage, _SECONDS, _SECONDS, _U63)
 _FILE = _tuple_of(ResultFile, _label_check, _int(0, limits.RESULT_BYTES_MAX), _text(64))
-_ASSIGNMENT = _tuple_of(
+_ASSIGNMENT_SLOW = _tuple_of(
     Assignment,
     _TASK_ID,
     _ATTEMPT,
@@ -152,7 +155,7 @@ _ASSIGNMENT = _tuple_of(
     _maybe(_SECONDS),
     _maybe(_U63),
 )
-_FINISHED = _tuple_of(
+_FINISHED_SLOW = _tuple_of(
     Finished,
     _TASK_ID,
     _ATTEMPT,
@@ -184,6 +187,69 @@ _PROGRESS = _tuple_of(
 _VERDICT = _tuple_of(Verdict, _U63, _one_of(VERDICTS))
 
 
+# The items of which a run has millions, in their common shape: one look at each field. Whatever is
+# not of that shape is judged by the tables above, which also have the words for it.
+
+
+def _is_name(task_id: Any, attempt: Any) -> bool:
+    return (
+        type(task_id) is str
+        and 0 < len(task_id) <= limits.TASK_ID_CHARS_MAX
+        and type(attempt) is int
+        and 0 < attempt <= 2**31
+    )
+
+
+def _held(value: Any) -> Any:
+    if type(value) is list and len(value) == 2 and _is_name(value[0], value[1]):
+        return Held(value[0], value[1])
+    return _HELD_SLOW(value)
+
+
+def _assignment(value: Any) -> Any:
+    if type(value) is list and len(value) == 5:
+        task_id, attempt, spec, timeout_s, memory_bytes = value
+        if (
+            timeout_s is None
+            and memory_bytes is None
+            and type(spec) is bytes
+            and len(spec) <= limits.SPEC_BYTES_MAX
+            and _is_name(task_id, attempt)
+        ):
+            return Assignment(task_id, attempt, spec, None, None)
+    return _ASSIGNMENT_SLOW(value)
+
+
+def _is_usage(value: Any) -> bool:
+    if type(value) is not list or len(value) != 3:
+        return False
+    duration_s, cpu_s, rss = value
+    return (
+        type(duration_s) is float
+        and 0.0 <= duration_s <= _SECONDS_MAX
+        and type(cpu_s) is float
+        and 0.0 <= cpu_s <= _SECONDS_MAX
+        and type(rss) is int
+        and 0 <= rss < 2**63
+    )
+
+
+def _finished(value: Any) -> Any:
+    if type(value) is list and len(value) == 6:
+        task_id, attempt, result, file, usage, tail = value
+        if (
+            file is None
+            and type(result) is bytes
+            and len(result) <= limits.RESULT_INLINE_BYTES_MAX
+            and type(tail) is str
+            and len(tail) <= limits.OUTPUT_TAIL_BYTES_MAX
+            and _is_usage(usage)
+            and _is_name(task_id, attempt)
+        ):
+            return Finished(task_id, attempt, result, None, Usage(*usage), tail)
+    return _exactly_one_result(value)
+
+
 class _Items:
     """A list whose bad items are dropped and counted, each judged by itself."""
 
@@ -204,13 +270,13 @@ class _Items:
 
 
 def _exactly_one_result(value: Any) -> Finished:
-    item: Finished = _FINISHED(value)
+    item: Finished = _FINISHED_SLOW(value)
     if (item.result is None) == (item.file is None):
         raise Malformed("a result is either inline or a file")
     return item
 
 
-_HELD_LIST = _Items(_HELD, limits.ATTEMPTS_PER_WORKER_MAX)
+_HELD_LIST = _Items(_held, limits.ATTEMPTS_PER_WORKER_MAX)
 _ANSWER = {"epoch": _U63, "seq": _U63, "base": _U63}
 
 _REPORT: dict[str, Check | _Items] = {
@@ -229,6 +295,7 @@ _REPORT: dict[str, Check | _Items] = {
     "rss_bytes": _U63,
     "load": _number(),
     "time_left_s": _maybe(_SECONDS),
+    "brief": _bool,
 }
 
 _FIELDS: dict[type[Any], dict[str, Check | _Items]] = {
@@ -250,7 +317,7 @@ _FIELDS: dict[type[Any], dict[str, Check | _Items]] = {
     },
     Heartbeat: _REPORT,
     RequestWork: _REPORT,
-    TaskFinished: {"floor": _U63, "items": _Items(_exactly_one_result)},
+    TaskFinished: {"floor": _U63, "items": _Items(_finished)},
     TaskFailed: {"floor": _U63, "items": _Items(_FAILED)},
     TaskReturned: {"floor": _U63, "items": _Items(_RETURNED)},
     ShutdownAck: {"reason": _WORD},
@@ -263,11 +330,11 @@ _FIELDS: dict[type[Any], dict[str, Check | _Items]] = {
         "idle_timeout_s": _maybe(_SECONDS),
         "manager_timeout_s": _SECONDS,
     },
-    Assign: {**_ANSWER, "items": _Items(_ASSIGNMENT)},
+    Assign: {**_ANSWER, "items": _Items(_assignment)},
     Ack: {**_ANSWER, "hb_seq": _U63, "verdicts": _Items(_VERDICT, 10_000), "want_full": _bool},
     Cancel: {
         **_ANSWER,
-        "items": _Items(_HELD, limits.ATTEMPTS_PER_WORKER_MAX),
+        "items": _Items(_held, limits.ATTEMPTS_PER_WORKER_MAX),
         "reason": _WORD,
     },
     Shutdown: {

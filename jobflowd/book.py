@@ -38,6 +38,10 @@ class InvariantBroken(AssertionError):
     """A bug of ours: the turn must not be committed."""
 
 
+#: States that a task enters with nothing changed but what `Changes.moved` names.
+_PLAIN_MOVES = (TaskState.ASSIGNED, TaskState.RUNNING, TaskState.SUCCEEDED)
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """What the operator chose, as far as decisions depend on it. Times in seconds.
@@ -205,7 +209,16 @@ class Book:
         )
 
     def touch(self, task: Task) -> None:
-        self.turn.changes.tasks[task.row] = task
+        """Anything of the task may have changed: its whole row is written."""
+        changes = self.turn.changes
+        changes.tasks[task.row] = task
+        changes.moved.pop(task.row, None)
+
+    def touch_move(self, task: Task) -> None:
+        """Only what `Changes.moved` names has changed."""
+        changes = self.turn.changes
+        if task.row not in changes.tasks:
+            changes.moved[task.row] = task
 
     def move_task(self, task: Task, state: TaskState) -> None:
         """Change a task's state; it leaves whatever collection held it.
@@ -213,6 +226,7 @@ class Book:
         Raises `InvariantBroken` for a transition that the table does not have.
         """
         before = task.state
+        plain = state in _PLAIN_MOVES and not task.held and task.due is None
         if state not in TASK_TRANSITIONS[before]:
             raise InvariantBroken(f"task {task.task_id}: {before.word} -> {state.word}")
         self.unqueue(task)
@@ -228,7 +242,10 @@ class Book:
             self.completed += 1
             # A later item of this same turn may name the task again.
             self.facts.tasks[task.task_id] = task
-        self.touch(task)
+        if plain:
+            self.touch_move(task)
+        else:
+            self.touch(task)
 
     def unqueue(self, task: Task) -> None:
         """Take a queued task out of the window, the hold and the delay."""

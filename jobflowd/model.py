@@ -333,11 +333,16 @@ class NewTask(NamedTuple):
 
 @dataclass(slots=True)
 class Changes:
-    """What one turn makes durable, in one transaction. Dicts coalesce by row."""
+    """What one turn makes durable, in one transaction. Dicts coalesce by row.
+
+    A task is in one of two dicts: `tasks` writes its whole row, `moved` only what the common way
+    of a task changes (state, issued, current, deliveries, worker and times), at half the cost.
+    """
 
     new_tasks: list[NewTask] = field(default_factory=list)
     new_specs: list[tuple[int, bytes, bytes]] = field(default_factory=list)
     tasks: dict[int, Task] = field(default_factory=dict)
+    moved: dict[int, Task] = field(default_factory=dict)
     attempts: list[AttemptRow] = field(default_factory=list)
     results: list[ResultRow] = field(default_factory=list)
     workers: dict[int, Worker] = field(default_factory=dict)
@@ -348,9 +353,15 @@ class Changes:
     meta: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def all_tasks(self) -> dict[int, Task]:
+        """Every task that is written, by row."""
+        return {**self.tasks, **self.moved}
+
+    @property
     def empty(self) -> bool:
         return not (
             self.tasks
+            or self.moved
             or self.processed
             or self.results
             or self.attempts

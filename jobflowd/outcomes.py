@@ -169,7 +169,9 @@ def _finished(book: Book, worker: Worker, item: Finished) -> str:
         _withdraw(book, task, "superseded")
         _refund(book, task, item.attempt)
     task.deliveries += 1
-    task.error = None
+    if task.error is not None:
+        task.error = None
+        book.touch(task)
     book.durations.append(item.usage.duration_s)
     started_at = book.wall - item.usage.duration_s
     task.started_at = started_at
@@ -317,6 +319,7 @@ def _refund(book: Book, task: Task, attempt: int) -> None:
     past = book.facts.attempts.get(Held(task.task_id, attempt))
     if past is not None and past.charged:
         _charge(task, past.charged, -1)
+        book.touch(task)
         book.record(task, attempt, past.worker, "unknown", "it was not lost after all")
 
 

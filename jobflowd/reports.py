@@ -177,13 +177,14 @@ def on_report(book: Book, worker: Worker, report: Report) -> None:
     worker.seen = max(worker.seen, min(report.seen, worker.seq))
     outcomes.raise_floor(book, worker, report.floor)
     worker.rss_bytes, worker.time_left_s = report.rss_bytes, report.time_left_s
-    if not report.same:
+    if not report.same and not report.brief:
         worker.report = report
         worker.progress = {one.task_id: one for one in report.progress}
     if worker.report is None:
         worker.line.want_full = True
         return
-    _reconcile(book, worker, worker.report)
+    if not report.brief:
+        _reconcile(book, worker, worker.report)
     if report.leaving is not None and not worker.leaving:
         worker.leaving = True
         worker.reason = report.leaving

@@ -70,6 +70,11 @@ _TASK_UPDATE: Final = (
     " time_request_s = ?, memory_bytes = ?, worker = ?, held = ?, due = ?, solo = ?,"
     " started_at = ?, finished_at = ?, error = ? WHERE id = ?"
 )
+#: The common way of a task, told in full in `Changes`.
+_TASK_MOVE: Final = (
+    "UPDATE tasks SET state = ?, issued = ?, current = ?, deliveries = ?, worker = ?,"
+    " started_at = ?, finished_at = ? WHERE id = ?"
+)
 _SPEC_UPDATE: Final = "UPDATE task_specs SET spec_hash = ?, spec = ? WHERE id = ?"
 _SPEC_SIZE_UPDATE: Final = "UPDATE tasks SET spec_bytes = ? WHERE id = ?"
 _ATTEMPT_REPLACE: Final = (
@@ -243,6 +248,19 @@ def _task_values(row: int, task: Task) -> Row:
     )
 
 
+def _move_values(row: int, task: Task) -> Row:
+    return (
+        task.state.value,
+        task.issued,
+        task.current,
+        task.deliveries,
+        task.worker,
+        task.started_at,
+        task.finished_at,
+        row,
+    )
+
+
 def _worker_values(worker: Worker) -> Row:
     return (
         worker.row,
@@ -333,6 +351,8 @@ def statements(changes: Changes, signatures: Signatures) -> Iterator[tuple[str, 
         )
     if changes.tasks:
         yield _TASK_UPDATE, [_task_values(row, task) for row, task in changes.tasks.items()]
+    if changes.moved:
+        yield _TASK_MOVE, [_move_values(row, task) for row, task in changes.moved.items()]
     if changes.new_specs:
         yield _SPEC_UPDATE, [(digest, spec, row) for row, digest, spec in changes.new_specs]
         yield _SPEC_SIZE_UPDATE, [(len(spec), row) for row, _, spec in changes.new_specs]

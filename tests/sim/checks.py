@@ -79,14 +79,14 @@ class Checks:
         for new in changes.new_tasks:
             if new.definition.task_id in self.rows:
                 raise Violation(f"{new.definition.task_id} is inserted twice")
-        for row, task in changes.tasks.items():
+        for row, task in changes.all_tasks.items():
             if row in self.tasks:
                 self._step(task, *self.tasks[row])
         for result in changes.results:
             task_id = self.ids[result.task]
             if task_id in self.results:
                 raise Violation(f"{task_id} has a second result")
-            if changes.tasks[result.task].state is not TaskState.SUCCEEDED:
+            if changes.all_tasks[result.task].state is not TaskState.SUCCEEDED:
                 raise Violation(f"{task_id} has a result and is not SUCCEEDED")
             execution = self.executions.get(Held(task_id, result.attempt))
             if execution != "ok":
@@ -120,7 +120,7 @@ class Checks:
             self.ids[new.row] = new.definition.task_id
             self.rows[new.definition.task_id] = new.row
             self.tasks[new.row] = (TaskState.QUEUED, 0, 0)
-        for row, task in changes.tasks.items():
+        for row, task in changes.all_tasks.items():
             self.tasks[row] = (task.state, task.issued, 0)
             if task.state is TaskState.ASSIGNED:
                 self._assigned(manager, task)

@@ -269,7 +269,7 @@ class SimManager:
         turn = self.coordinator.turn(world.now, world.wall, events, facts)
         if world.traced:
             world.trace(f"turn {events!r} -> {turn.effects!r}")
-            for row, task in turn.changes.tasks.items():
+            for row, task in turn.changes.all_tasks.items():
                 world.trace(f"  {row} {task!r}")
         try:
             self._commit_and_perform(turn.changes, turn.effects)
