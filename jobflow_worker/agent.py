@@ -22,7 +22,7 @@ from typing import Any
 
 import zmq
 
-from jobflow_worker import limits, processes
+from jobflow_worker import collector, limits, processes
 from jobflow_worker.keyfile import CurveKeys, KeyFileError, worker_keys
 from jobflow_worker.messages import WORKER, Envelope, FromManager
 from jobflow_worker.outbox import Outgoing
@@ -132,6 +132,7 @@ class Agent:
         """Work until there is a reason to leave; returns the exit code."""
         options = self._options
         processes.become_subreaper()
+        collector.calm()
         self._reactor.watch_signals(SIGNALS)
         self._say(f"worker {options.worker_id} pid {os.getpid()} on {options.identity.host}")
         try:

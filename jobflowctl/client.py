@@ -64,6 +64,7 @@ def choose_session(name_or_dir: str | None) -> api.SessionPlace:
     if places:
         raise NoSession(
             f"No session of yours runs now; the last one was {places[-1].session}.",
+            f"Ask about it: jobflowctl -s {places[-1].session} status\n"
             f"Go on with it: jobflowd start --session-id {places[-1].session}",
         )
     raise NoSession("No session of yours runs now.", f"Start one: {_START}")

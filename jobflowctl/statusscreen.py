@@ -13,6 +13,11 @@ from jobflowctl.text import bar, count, duration, rate, safe, safe_lines, size
 
 _BAR_COLUMNS_MAX: Final = 60
 _ALERT_LINES_MAX: Final = 40
+#: Said while only a few launches are out and the rest waits.
+CANARY: Final = (
+    "a few launches go ahead; the rest follows when a first task has succeeded (--no-canary: all "
+    "at once)"
+)
 
 
 def status(body: Body, style: Style) -> list[str]:
@@ -81,10 +86,21 @@ def _task_counts(tasks: Body, style: Style) -> str:
 
 
 def _speed(body: Body) -> str:
-    throughput, eta = body.get("throughput_per_s"), body.get("eta_s")
-    if throughput is None:
+    # An average of late fades slowly: when nothing is left to do, it would be a lie.
+    if body.get("throughput_per_s") is None or body.get("state") == "done":
         return ""
-    return rate(throughput) + (f", about {duration(eta)} left" if eta is not None else "")
+    left = time_left(body)
+    return rate(body["throughput_per_s"]) + (f", {left}" if left else "")
+
+
+def time_left(body: Body) -> str:
+    """When the run may end: `5 min to 8 min left`; "" while it cannot be known."""
+    found = body.get("eta_range_s")
+    if isinstance(found, list) and [isinstance(one, int | float) for one in found] == [True] * 2:
+        low, high = duration(found[0]), duration(found[1])
+        return f"{low} to {high} left" if low != high else f"about {low} left"
+    eta = body.get("eta_s")
+    return f"about {duration(eta)} left" if eta is not None else ""
 
 
 def _worker_counts(workers: Body) -> str:
@@ -119,7 +135,7 @@ def _alerts(body: Body, tasks: Body, style: Style) -> list[str]:
     if launching.get("paused"):
         found.insert(0, f"no launches are submitted: {launching.get('reason') or 'paused'}")
     if launching.get("canary"):
-        found.append("one launch goes ahead; the rest follows when its worker has registered")
+        found.append(CANARY)
     lines = []
     for one in found:
         first, *rest = safe_lines(one) or [""]
@@ -153,10 +169,11 @@ def status_line(body: Body, style: Style) -> str:
         if tasks.get(word):
             words.append(style.paint(f"{int(tasks[word]):,} {word}", colour))
     words.append(f"{int(workers.get('online') or 0)}/{int(workers.get('target') or 0)} workers")
-    if body.get("throughput_per_s") is not None:
+    if body.get("throughput_per_s") is not None and body.get("state") != "done":
         words.append(rate(body["throughput_per_s"]))
-    if body.get("eta_s") is not None:
-        words.append(f"{duration(body['eta_s'])} left")
+    left = time_left(body)
+    if left:
+        words.append(left)
     if not workers.get("online") and body.get("state_reason"):
         words.append(safe(body["state_reason"]))
     return f"{clock(style.wall)}  {style.dot.join(words)}"

@@ -59,7 +59,8 @@ def failures(body: Body, style: Style) -> list[str]:
 def explain(body: Body, style: Style) -> list[str]:
     """The story of one task."""
     lines = [style.paint(safe(body.get("story", "")), "bold")]
-    for reason in body.get("reasons") or []:
+    # The story ends with the first reason.
+    for reason in (body.get("reasons") or [])[1 if body.get("story") else 0 :]:
         first, *rest = safe_lines(reason) or [""]
         lines += [f"  - {first}", *(f"    {line}" for line in rest)]
     lines += _holder(part(body, "holder"))
@@ -103,7 +104,7 @@ def _attempts(attempts: Sequence[Body], style: Style) -> list[str]:
                 one.get("attempt"),
                 local(one.get("ended_at")),
                 one.get("outcome"),
-                one.get("exit_signal") or one.get("cause"),
+                _cause(one),
                 one.get("worker_id"),
                 one.get("host"),
                 one.get("error"),
@@ -111,6 +112,12 @@ def _attempts(attempts: Sequence[Body], style: Style) -> list[str]:
             for one in attempts
         ],
     )
+
+
+def _cause(attempt: Body) -> object:
+    """What ended it. The signal says more of a crash; a time-out is one, however it was ended."""
+    cause, signal = attempt.get("cause"), attempt.get("exit_signal")
+    return f"{cause}: {signal}" if cause == "crash" and signal else cause or signal
 
 
 def events(body: Body, style: Style) -> list[str]:

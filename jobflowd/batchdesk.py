@@ -50,6 +50,7 @@ from jobflowd.launchers.base import (
     Unknown,
 )
 from jobflowd.launchers.multiprocess import child_environment
+from jobflowd.metrics import CommandTimes
 from jobflowd.model import LAUNCH_OVER, LaunchState
 from jobflowd.processes import read_tail
 
@@ -120,6 +121,9 @@ class BatchDesk:
         self._clock = clock
         self._commands = Commands()
         self._waiting: dict[int, Callable[[Finished], None]] = {}
+        #: For the metrics: what has run and how long; and since when each one that runs does.
+        self.times = CommandTimes()
+        self._began: dict[int, tuple[str, float]] = {}
         self._events: list[Event] = []
         #: Launches whose submitting command runs, or could not be killed.
         self._submitting: set[str] = set()
@@ -148,6 +152,9 @@ class BatchDesk:
         """Start what waits, read what runs, and take in what is over."""
         self._start_cancels()
         for finished in self._commands.service(now):
+            command, began = self._began.pop(finished.handle)
+            took = max(0.0, self._clock() - began)
+            self.times.ended(command, took, finished.rc, timed_out=finished.timed_out)
             self._cancelling.pop(finished.handle, None)
             self._waiting.pop(finished.handle)(finished)
 
@@ -342,6 +349,7 @@ class BatchDesk:
     ) -> int:
         handle = self._commands.start(argv, stdin=stdin, timeout_s=self._timeout_s, env=self._env)
         self._waiting[handle] = then
+        self._began[handle] = (os.path.basename(argv[0]), self._clock())
         return handle
 
 

@@ -229,8 +229,10 @@ class Book:
         plain = state in _PLAIN_MOVES and not task.held and task.due is None
         if state not in TASK_TRANSITIONS[before]:
             raise InvariantBroken(f"task {task.task_id}: {before.word} -> {state.word}")
-        self.unqueue(task)
-        self.in_flight.pop(task.task_id, None)
+        if before is TaskState.QUEUED:
+            self.unqueue(task)
+        else:
+            self.in_flight.pop(task.task_id, None)
         self.counts[before] -= 1
         self.counts[state] += 1
         task.state = state

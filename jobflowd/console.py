@@ -103,8 +103,10 @@ def line(census: Census) -> str:
         parts.append(f"{tasks.failed} failed")
     if census.throughput_per_s:
         parts.append(f"{census.throughput_per_s:.1f}/s")
-    if census.eta_s is not None:
-        parts.append(f"about {duration(census.eta_s)} left")
+    low, high = census.forecast.low_s, census.forecast.high_s
+    if low is not None and high is not None:
+        left, most = duration(low), duration(high)
+        parts.append(f"{left} to {most} left" if left != most else f"about {left} left")
     if census.state != "running" or census.state_reason:
         parts.append(f"{census.state}: {census.state_reason}".rstrip(": ").splitlines()[0])
     return ", ".join(parts)
@@ -148,7 +150,8 @@ def summary(
     if tasks.failed > len(failures) > 0:
         lines.append(f"  and {tasks.failed - len(failures)} more")
     if tasks.failed:
-        lines.append(f"See why: grep task_failed {shlex.quote(log)}")
+        lines.append(f"See why: jobflowctl -s {shlex.quote(census.session)} failures")
+        lines.append(f"The log is {log}")
     if code == 65:
         lines.append(f"The traceback, if there is one, is in the log: {log}")
         lines.append("Mend the program and start it again; what has succeeded is kept.")

@@ -59,6 +59,7 @@ class Coordinator:
         self.launching = Launching(self.book)
         self._last_turn: float | None = None
         self._first_new_row = snapshot.next_task_row
+        self._fresh: dict[str, NewTask] = {}
         self._known_again = 0
         self._changed_specs = 0
 
@@ -124,6 +125,7 @@ class Coordinator:
         self._mind_the_gap(now)
         self._absorb(facts)
         book.begin(now, wall, facts)
+        self._fresh = {}
         for event in events:
             self._handle(event)
         self._expire()
@@ -291,16 +293,21 @@ class Coordinator:
         book = self.book
         if book.generation_error is not None:
             return
-        fresh: dict[str, NewTask] = {}
+        # Two batches may arrive in one turn: the second must see what the first brought.
+        fresh, all_known = self._fresh, book.facts.known
+        new_tasks = book.turn.changes.new_tasks
         for one in definitions:
-            known = book.facts.known.get(one.task_id)
             twin = fresh.get(one.task_id)
             if twin is not None:
                 if twin.definition.spec_hash != one.spec_hash:
                     self._clash(one.task_id, twin.row)
                     break
-            elif known is None:
-                fresh[one.task_id] = self._new_task(one)
+                self._known_again += 1
+                continue
+            known = all_known.get(one.task_id)
+            if known is None:
+                fresh[one.task_id] = new = self._new_task(one)
+                new_tasks.append(new)
             elif known.spec_hash != one.spec_hash:
                 if known.row >= self._first_new_row:
                     self._clash(one.task_id, known.row)
@@ -308,10 +315,6 @@ class Coordinator:
                 self._spec_changed(one, known.row, known.state)
             else:
                 self._known_again += 1
-        book.turn.changes.new_tasks.extend(fresh.values())
-        # Two batches may arrive in one turn: the second must see what the first brought.
-        for task_id, new in fresh.items():
-            book.facts.known[task_id] = operators.known_of(new)
 
     def _new_task(self, one: Definition) -> NewTask:
         book = self.book

@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 
-from jobflow_worker import __version__
+from jobflow_worker import __version__, collector
 from jobflow_worker.messages import Register
 from jobflow_worker.program import ProgramError, describe, program_hash
 from jobflow_worker.reactor import Reactor
@@ -74,8 +74,8 @@ def run(config: StartConfig, *, generate: bool = True) -> int:
         )
         stack.callback(log_files.close)
         try:
-            daemon = Daemon(session, umask, stack, log_files, progress, generate=generate)
-            return daemon.loop()
+            collector.calm()
+            return Daemon(session, umask, stack, log_files, progress, generate=generate).loop()
         except (StoreBroken, SessionError) as error:
             # No clean end: SQLite would let a later write succeed on pages that were never stored,
             # and a database that is another daemon's by now is not ours to check in.
@@ -165,7 +165,7 @@ class Daemon:
             transports.keys,
         )
         self._admin = admin
-        self._metrics = Metrics(config.metrics_file)
+        self._metrics = Metrics(config.metrics_file, getattr(desk, "times", None))
         inquiries = Inquiries(store, session.paths, session.log_path, self._metrics)
         self._reader = Reader(store, admin, inquiries, transports.warnings)
         self._recovery = Recovery(store, settings, session.paths.root)

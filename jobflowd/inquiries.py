@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import os
+import socket
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,6 +21,7 @@ from jobflowd.coordinator import Coordinator
 from jobflowd.dbfile import StoreBroken, StoreError
 from jobflowd.metrics import Metrics
 from jobflowd.model import Questions, Task, TaskState
+from jobflowd.runningoutput import output_files
 from jobflowd.store import Store
 
 Body = dict[str, Any]
@@ -81,7 +83,7 @@ class Inquiries:
             case "attempts" | "fleet":
                 return self._history(cmd, args)
             case "logs":
-                return self._logs(args)
+                return self._logs(args, coordinator)
             case "metrics":
                 return {"text": self._metrics.text(census(), here())}
             case _:
@@ -147,12 +149,12 @@ class Inquiries:
 
     # --- logs -----------------------------------------------------------------------------------
 
-    def _logs(self, args: Mapping[str, Any]) -> Body | Refusal:
+    def _logs(self, args: Mapping[str, Any], coordinator: Coordinator) -> Body | Refusal:
         kind, name = str(args["of"]), str(args.get("name") or "")
         if kind != "daemon" and not name:
             return ("usage", f"logs of a {kind} need a name.", "")
         if kind == "task":
-            return self._task_output(name)
+            return self._task_output(name, args, coordinator)
         found = self._log_path if kind == "daemon" else self._output_of(kind, name)
         if not isinstance(found, Path):
             return found
@@ -185,8 +187,13 @@ class Inquiries:
         said = Path(launch["output"]) if launch["output"] else own
         return said if self._paths.root in said.parents and ".." not in said.parts else own
 
-    def _task_output(self, task_id: str) -> Body | Refusal:
-        """What the attempts of a task printed, as far as it is kept: the end of each."""
+    def _task_output(
+        self, task_id: str, args: Mapping[str, Any], coordinator: Coordinator
+    ) -> Body | Refusal:
+        """What the attempts of a task printed, as far as it is kept: the end of each.
+
+        Of one that runs there is who has it and, if that is on this host, the text so far.
+        """
         detail = queries.task_detail(self._store, task_id, max_losses=0)
         if detail is None:
             return _no_task(task_id)
@@ -195,7 +202,34 @@ class Inquiries:
         for one in answers.task(detail)["attempts"]:
             kept = {key: one[key] for key in _OUTPUT_FIELDS}
             attempts.append({**kept, "traceback": texts.get(one["attempt"], "")})
-        return {"task_id": task_id, "state": detail["state"], "attempts": attempts}
+        body: Body = {"task_id": task_id, "state": detail["state"], "attempts": attempts}
+        if coordinator.book.knows(task_id):
+            running = self._running(task_id, args, coordinator)
+            return {**body, "running": running} if running is not None else body
+        return body
+
+    def _running(
+        self, task_id: str, args: Mapping[str, Any], coordinator: Coordinator
+    ) -> Body | None:
+        book = coordinator.book
+        task = book.find(task_id)
+        held = explaining.holder(book, task)
+        worker = book.by_row.get(task.worker if task.worker is not None else -1)
+        if held is None or worker is None or task.state is not TaskState.RUNNING:
+            return None
+        attempting = worker.attempts.get(task_id)
+        since = attempting.started_at if attempting is not None else None
+        body: Body = {**held, "running_s": max(0.0, book.wall - since) if since else None}
+        here = worker.host == socket.gethostname()
+        files = output_files(worker.pid) if here else []
+        body["why_not"] = "another host" if not here else "" if len(files) == 1 else "several slots"
+        if len(files) == 1:
+            most = min(int(args.get("bytes") or _LOG_BYTES), api.LOG_BYTES_MAX)
+            try:
+                body |= logreading.read_piece(files[0], args.get("after"), most)
+            except logreading.NoLog as error:
+                body["why_not"] = str(error)
+        return answers.json_safe(body)
 
     # --- copies ---------------------------------------------------------------------------------
 

@@ -24,8 +24,11 @@ FILE_S: Final = 15.0
 
 #: Upper bounds of the histograms, in seconds.
 _RUN_S: Final = (0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14400.0, 86400.0)
+_COMMAND_S: Final = (0.05, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 _COMMIT_S: Final = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0)
 _TASK_STATES: Final = ("queued", "assigned", "running", "succeeded", "failed", "canceled")
+#: How the story of a worker ends that was silent for too long: see `reports.expire`.
+_LEASE_EXPIRED: Final = "its lease expired"
 _WORKER_STATES: Final = ("idle", "busy", "draining", "quarantined")
 
 
@@ -42,15 +45,48 @@ class Histogram:
         self.counts[bisect_left(self.bounds, value)] += 1
         self.total += value
 
-    def lines(self, name: str) -> Iterator[str]:
-        """Its samples."""
+    def lines(self, name: str, labels: str = "") -> Iterator[str]:
+        """Its samples; `labels` as in `a="b"`."""
         so_far = 0
         for bound, count in zip((*self.bounds, None), self.counts, strict=True):
             so_far += count
             edge = "+Inf" if bound is None else f"{bound:g}"
-            yield f'{name}_bucket{{le="{edge}"}} {so_far}'
-        yield f"{name}_sum {self.total:.6f}"
-        yield f"{name}_count {so_far}"
+            both = f'{labels},le="{edge}"' if labels else f'le="{edge}"'
+            yield f"{name}_bucket{{{both}}} {so_far}"
+        own = f"{{{labels}}}" if labels else ""
+        yield f"{name}_sum{own} {self.total:.6f}"
+        yield f"{name}_count{own} {so_far}"
+
+
+class CommandTimes:
+    """Commands of the batch system that are over: how long each took, and which failed.
+
+    `seconds` count from the order, so that a wait for room among other commands shows as well.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, Histogram] = {}
+        self.failures: Counter[tuple[str, str]] = Counter()
+
+    def ended(self, command: str, seconds: float, rc: int | None, *, timed_out: bool) -> None:
+        """One is over; `rc` is None if it could not be started or did not end by itself."""
+        self.seconds.setdefault(command, Histogram(_COMMAND_S)).add(seconds)
+        if rc != 0:
+            reason = "timeout" if timed_out else "cannot_run" if rc is None else "exit_code"
+            self.failures[command, reason] += 1
+
+    def lines(self) -> Iterator[str]:
+        """Both families."""
+        name = "jobflow_batch_command_seconds"
+        yield f"# TYPE {name} histogram"
+        yield f"# HELP {name} Commands of the batch system, from the order to the end."
+        for command, histogram in sorted(self.seconds.items()):
+            yield from histogram.lines(name, f'command="{_escaped(command)}"')
+        name = "jobflow_batch_command_failures"
+        yield f"# TYPE {name} counter"
+        yield f"# HELP {name} Those that did not end with 0."
+        for (command, reason), count in sorted(self.failures.items()):
+            yield f'{name}_total{{command="{_escaped(command)}",reason="{reason}"}} {count}'
 
 
 class Metrics:
@@ -59,8 +95,11 @@ class Metrics:
     `next_at` is the monotonic time of the next writing; a failure there never fails the run.
     """
 
-    def __init__(self, file: Path | None = None) -> None:
+    def __init__(self, file: Path | None = None, commands: CommandTimes | None = None) -> None:
+        """`commands`: of the batch system, if there is one."""
         self._file = file
+        self.commands = commands if commands is not None else CommandTimes()
+        self.lease_expirations = 0
         self.next_at = float("inf") if file is None else 0.0
         self.attempts: Counter[str] = Counter()
         self.verdicts: Counter[str] = Counter()
@@ -83,6 +122,10 @@ class Metrics:
             if attempt.outcome in ("succeeded", "failed") and attempt.ended_at is not None:
                 self.completed_at = attempt.ended_at
         self.verdicts.update(verdict for _, _, verdict in changes.processed)
+        self.lease_expirations += sum(
+            story.kind == "worker_lost" and story.text.endswith(_LEASE_EXPIRED)
+            for story in changes.stories
+        )
         self.stories.update(story.kind for story in changes.stories if story.level != "info")
 
     def publish(self, now: float, census: Census, here: Here) -> None:
@@ -137,6 +180,10 @@ class Metrics:
             ("jobflow_incidents", "Warnings and errors by kind.", "kind", self.stories),
         ):
             yield from _family(name, "counter", text, label, dict(sorted(counts.items())))
+        expired = {"": float(self.lease_expirations)}
+        text = "Workers lost because they were silent for a whole lease."
+        yield from _family("jobflow_lease_expirations", "counter", text, "", expired)
+        yield from self.commands.lines()
         yield "# TYPE jobflow_task_run_seconds histogram"
         yield from self.run_s.lines("jobflow_task_run_seconds")
         yield "# TYPE jobflow_store_commit_seconds histogram"

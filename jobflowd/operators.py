@@ -18,8 +18,6 @@ from jobflowd.model import (
     SOLO_NO,
     TASK_IN_FLIGHT,
     TASK_TERMINAL,
-    Known,
-    NewTask,
     Task,
     TaskState,
     WorkerState,
@@ -214,11 +212,6 @@ def _tell_of_each(book: Book, kind: str, kind_of_many: str, task_ids: list[str])
         return
     for task_id in task_ids:
         book.story(kind, "by the operator", task=task_id)
-
-
-def known_of(new: NewTask) -> Known:
-    """What a later definition with the same id is compared with."""
-    return Known(new.row, new.definition.spec_hash, TaskState.QUEUED)
 
 
 # --- the end of the run -----------------------------------------------------------------------

@@ -195,7 +195,9 @@ def _finished(book: Book, worker: Worker, item: Finished) -> str:
         None,
         None,
         *item.usage,
-        output_tail=item.output_tail,
+        "",
+        "",
+        item.output_tail,
     )
     book.write_attempt(task, row)
     return "accepted"

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from jobflowctl.statusscreen import time_left
 from jobflowctl.style import part
-from jobflowctl.text import clip, duration, width
+from jobflowctl.text import clip, duration, safe, width
 
 Body = Mapping[str, Any]
 Piece = tuple[str, str]
@@ -133,11 +134,10 @@ def eta_words(body: Body) -> Piece:
         return f"stalled: no task has ended for {duration(body['stalled_s'])}", "yellow"
     if total and ended >= total and body.get("state") != "generating":
         return "nothing left to do", "green"
-    found = body.get("eta_range_s")
-    if isinstance(found, list) and len(found) == 2 and None not in found:
-        low, high = duration(found[0]), duration(found[1])
-        return (f"{low} to {high} left" if low != high else f"about {low} left"), ""
-    reason = str(body.get("eta_reason") or "").replace("\n", " ")
+    left = time_left({"eta_range_s": body.get("eta_range_s")})
+    if left:
+        return left, ""
+    reason = safe(str(body.get("eta_reason") or "").replace("\n", " "))
     return f"end unknown{': ' + reason if reason else ''}", "dim"
 
 

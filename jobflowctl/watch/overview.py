@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from jobflowctl.statusscreen import CANARY
 from jobflowctl.style import local, part
 from jobflowctl.text import clip, count, duration, rate, safe, safe_lines, size
 from jobflowctl.watch.drawing import (
@@ -123,7 +124,8 @@ def _progress(model: Model, columns: int) -> list[Line]:
 
 def _speed(model: Model, columns: int) -> Line:
     body, pace = model.body, part(model.body, "pace")
-    words = rate(body["throughput_per_s"]) if body.get("throughput_per_s") is not None else "-"
+    known = body.get("throughput_per_s") is not None and body.get("state") != "done"
+    words = rate(body["throughput_per_s"]) if known else "-"
     line: Line = [(f"{words:<16} ", "")]
     ended, bucket_s = pace.get("ended"), pace.get("bucket_s")
     if isinstance(ended, list) and ended and isinstance(bucket_s, int | float):
@@ -174,6 +176,8 @@ def _warnings(model: Model) -> list[Line]:
     launching = part(model.body, "launching")
     if launching.get("paused"):
         found.insert(0, f"no launches are submitted: {launching.get('reason') or 'paused'}")
+    if launching.get("canary"):
+        found.append(CANARY)
     lines = [(safe_lines(one) or [""])[0] for one in found]
     shown: list[Line] = [[(f"! {one}", "yellow")] for one in lines[:_WARNING_LINES_MAX]]
     if len(lines) > _WARNING_LINES_MAX:

@@ -130,7 +130,7 @@ def test_failed_tasks_are_exit_code_3_and_shown(world: World) -> None:
     assert "1 succeeded, 2 failed of 3 tasks" in found.stderr
     assert "  t00001: NonRetryable: no use to try again" in found.stderr
     assert "  t00002: ValueError: bad input 2" in found.stderr
-    assert f"grep task_failed {world.root / 'manager.db.log'}" in found.stderr
+    assert "jobflowctl -s t1 failures" in found.stderr
     assert world.cli.run("jobflowctl", "-s", "t1", "wait", code=3).returncode == 3
     world.run("--workers", "1", code=3, tasks=tasks)
     assert set(world.started().values()) == {1}

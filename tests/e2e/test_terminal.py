@@ -106,7 +106,7 @@ def test_the_progress_line_is_whole_and_the_end_says_what_to_do(
     text = "\n".join(screen)
     assert "jobflowctl -s t1 status" in text
     assert "6 succeeded, 1 failed of 7 tasks" in text
-    assert "grep task_failed" in text
+    assert "jobflowctl -s t1 failures" in text
     # No line of the log has come between, and every picture of the line starts at its left.
     assert "worker_online" not in text
     for picture in re.findall(r"\r([^\r\n]*)", terminal.shown.decode()):

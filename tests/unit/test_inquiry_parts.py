@@ -16,7 +16,7 @@ from jobflowd import logreading, queries, template
 from jobflowd.census import Census, Here, TaskCounts
 from jobflowd.config import StartConfig, load
 from jobflowd.flags import SETTINGS
-from jobflowd.metrics import Metrics
+from jobflowd.metrics import CommandTimes, Metrics
 from jobflowd.model import (
     AttemptRow,
     Changes,
@@ -111,6 +111,39 @@ def test_metrics_count_what_was_committed(tmp_path: Path) -> None:
         assert line in lines
     assert lines[-1] == "# EOF"
     assert oct(file.stat().st_mode & 0o777) == "0o600"
+
+
+def test_metrics_count_leases_that_expired(tmp_path: Path) -> None:
+    metrics = Metrics()
+    stories = [
+        Story(1.0, "worker_lost", None, "w1", None, "worker lost: its lease expired", "warning"),
+        Story(1.0, "worker_lost", None, "w2", None, "its job was preempted"),
+        Story(1.0, "task_failed", "t", None, None, "its lease expired", "warning"),
+    ]
+    metrics.committed(Changes(stories=stories), 0.001)
+    text = metrics.text(Census("s", "p", "running"), Here(1, "h", "v"))
+    assert "jobflow_lease_expirations_total 1" in text.splitlines()
+
+
+def test_metrics_time_the_commands_of_the_batch_system() -> None:
+    times = CommandTimes()
+    times.ended("squeue", 0.3, 0, timed_out=False)
+    times.ended("squeue", 30.0, None, timed_out=True)
+    times.ended("sbatch", 0.2, 1, timed_out=False)
+    times.ended("sbatch", 0.0, None, timed_out=False)
+    text = Metrics(commands=times).text(Census("s", "p", "running"), Here(1, "h", "v"))
+    lines = text.splitlines()
+    for line in (
+        'jobflow_batch_command_seconds_bucket{command="squeue",le="0.5"} 1',
+        'jobflow_batch_command_seconds_bucket{command="squeue",le="+Inf"} 2',
+        'jobflow_batch_command_seconds_count{command="sbatch"} 2',
+        'jobflow_batch_command_failures_total{command="squeue",reason="timeout"} 1',
+        'jobflow_batch_command_failures_total{command="sbatch",reason="exit_code"} 1',
+        'jobflow_batch_command_failures_total{command="sbatch",reason="cannot_run"} 1',
+    ):
+        assert line in lines
+    families = [line.split()[2] for line in lines if line.startswith("# TYPE")]
+    assert len(families) == len(set(families))
 
 
 def test_a_metrics_file_that_cannot_be_written_harms_nothing(tmp_path: Path) -> None:

@@ -141,6 +141,7 @@ STATUS: dict[str, Any] = {
     "launches": {"planned": 0, "pending": 1, "online": 2},
     "throughput_per_s": 2.5,
     "eta_s": 24.0,
+    "eta_range_s": [20.0, 31.0],
     "launching": {"paused": False, "reason": "", "canary": False},
     "resources": {"cpu_s": 3.25, "rss_bytes": 47_000_000, "db_bytes": 12_000_000},
     "warnings": ["2 workers run an older program text"],
@@ -154,7 +155,7 @@ t1  running · up 12 min 5 s · pid 4711 on login2
   [██████████████████▓▒▒░░░░░░░░░░░░░░░░░░░░░░░░░░░]  40.0 %  40 of 100 tasks
 
   tasks     38 succeeded · 2 failed · 5 running · 5 assigned · 50 queued (3 held)
-  speed     2.5 tasks/s, about 24 s left
+  speed     2.5 tasks/s, 20 s to 31 s left
   workers   2 of 3 wanted: 1 busy, 1 idle
   launches  1 pending · 2 online
   uses      3.2 s of CPU, 44.8 MiB of memory, 11.4 MiB of database
@@ -192,8 +193,26 @@ def test_the_status_line() -> None:
     line = status_line(STATUS, Style())
     assert re.sub(r"^\d\d:\d\d:\d\d  ", "", line) == (
         "running · 40.0 %  40/100 tasks · 5 running · 2 failed · 2/3 workers · 2.5 tasks/s"
-        " · 24 s left"
+        " · 20 s to 31 s left"
     )
+
+
+def test_the_end_is_a_range_and_nothing_is_said_of_a_speed_that_is_over() -> None:
+    def speed(**changes: Any) -> str:
+        lines = status({**STATUS, **changes}, Style(session="t1"))
+        return next((one for one in lines if one.startswith("  speed")), "")
+
+    assert speed() == "  speed     2.5 tasks/s, 20 s to 31 s left"
+    assert speed(eta_range_s=[20.0, 20.1]) == "  speed     2.5 tasks/s, about 20 s left"
+    # An older daemon has no range.
+    assert speed(eta_range_s=None) == "  speed     2.5 tasks/s, about 24 s left"
+    assert speed(eta_range_s=None, eta_s=None) == "  speed     2.5 tasks/s"
+    assert speed(state="done") == ""
+
+
+def test_a_canary_is_explained() -> None:
+    body = {**STATUS, "launching": {"paused": False, "reason": "", "canary": True}}
+    assert "! a few launches go ahead" in "\n".join(status(body, Style(session="t1")))
 
 
 def _evil_bodies() -> list[tuple[str, dict[str, Any]]]:
