@@ -44,6 +44,11 @@ WHOLE_LIFE_S = 60.0
 OPEN_OUTCOMES = ("lost", "unknown")
 
 
+def is_judged(worker: Worker, counter: int) -> bool:
+    """This message was applied before: it gets the same verdict again."""
+    return counter in worker.verdicts or counter < worker.floor
+
+
 def on_outcome(book: Book, worker: Worker, counter: int, message: Outcome) -> None:
     """Apply an outcome message once, whatever happens to it on the way, and owe a verdict."""
     verdict = worker.verdicts.get(counter)

@@ -8,6 +8,7 @@ queue, and memory is flat however many tasks wait.
 from __future__ import annotations
 
 import heapq
+from collections import deque
 from collections.abc import Iterable
 
 from jobflowd.model import Task
@@ -20,14 +21,21 @@ WINDOW_LOW = 5_000
 PAGE = 5_000
 
 Key = tuple[int, int]
+#: The row breaks ties of stale entries, so that tasks themselves are never compared.
+_Entry = tuple[Key, int, Task]
 
 
 class Window:
-    """A heap by (-priority, order_no) with removal by task id."""
+    """A queue by (-priority, order_no) with removal by task id.
+
+    Tasks come nearly always in order: these are a line, whose ends cost nothing. A heap has the
+    rest. An entry dies lazily when its task was removed or has another key by now.
+    """
 
     def __init__(self, most: int = WINDOW_MAX) -> None:
         self._most = most
-        self._heap: list[tuple[Key, int, Task]] = []
+        self._line: deque[_Entry] = deque()
+        self._heap: list[_Entry] = []
         self._tasks: dict[str, Task] = {}
         self._tail: Key | None = None
 
@@ -82,13 +90,17 @@ class Window:
         self._tail = None if count < limit else last
 
     def remove(self, task_id: str) -> Task | None:
-        """Take a task out of turn; its heap entry dies lazily."""
+        """Take a task out of turn; its entry dies lazily."""
         return self._tasks.pop(task_id, None)
 
     def pop(self) -> Task | None:
         """The first ready task, None if the window is empty."""
-        while self._heap:
-            key, _, task = heapq.heappop(self._heap)
+        line, heap = self._line, self._heap
+        while line or heap:
+            if not heap or (line and line[0][:2] <= heap[0][:2]):
+                key, _, task = line.popleft()
+            else:
+                key, _, task = heapq.heappop(heap)
             if self._tasks.get(task.task_id) is task and task.key == key:
                 del self._tasks[task.task_id]
                 return task
@@ -96,9 +108,12 @@ class Window:
 
     def _add(self, task: Task) -> None:
         self._tasks[task.task_id] = task
-        # The row breaks ties of stale entries, so that tasks themselves are never compared.
-        heapq.heappush(self._heap, (task.key, task.row, task))
-        if len(self._heap) > 4 * self._most:
+        entry = (task.key, task.row, task)
+        if not self._line or self._line[-1][0] < entry[0]:
+            self._line.append(entry)
+        else:
+            heapq.heappush(self._heap, entry)
+        if len(self._line) + len(self._heap) > 4 * self._most:
             self._rebuild(self._tasks.values())
 
     def _cut(self) -> None:
@@ -108,5 +123,5 @@ class Window:
         self._rebuild(keep)
 
     def _rebuild(self, tasks: Iterable[Task]) -> None:
-        self._heap = [(task.key, task.row, task) for task in tasks]
-        heapq.heapify(self._heap)
+        self._line = deque(sorted((task.key, task.row, task) for task in tasks))
+        self._heap = []

@@ -82,7 +82,7 @@ class WindowMachine(RuleBasedStateMachine):
     @invariant()
     def it_stays_small(self) -> None:
         assert len(self.window) <= 2 * MOST
-        assert len(self.window._heap) <= 4 * MOST + 1
+        assert len(self.window._line) + len(self.window._heap) <= 4 * MOST + 1
 
 
 def key(task: Task) -> tuple[int, int]:
