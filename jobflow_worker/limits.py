@@ -57,7 +57,7 @@ WORD_CHARS_MAX: Final = 255
 PROGRESS_INFO_BYTES_MAX: Final = 2 * KIB
 
 #: Attempts fed ahead to one slot: what hides two round trips behind no-op tasks.
-PREFETCH_PER_SLOT_MAX: Final = 500
+PREFETCH_PER_SLOT_MAX: Final = 1000
 #: An attempt that waited longer than this (or three round trips) behind a running one is
 #: handed back, so that a long task never has another stuck behind it.
 WAIT_BEHIND_S_MIN: Final = 1.0
