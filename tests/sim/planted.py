@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
@@ -31,6 +32,7 @@ from tests.sim.manager import Crash, SimManager
 from tests.sim.run import run_seed
 
 SEEDS = 2000
+_on_report = reports.on_report
 
 Plant = tuple[Any, str, Any]
 
@@ -53,6 +55,10 @@ def _no_dedup(book: Any, worker: Any, counter: int, message: Any) -> None:
     worker.line.fresh_verdicts[counter] = verdict
     outcomes.raise_floor(book, worker, message.floor)
     book.dirty[worker.worker_id] = worker
+
+
+def _believe_brief_reports(book: Any, worker: Any, report: Any) -> None:
+    _on_report(book, worker, replace(report, brief=False))
 
 
 def _lease_by_wall_clock() -> list[Plant]:
@@ -233,6 +239,7 @@ PLANTS: dict[str, Callable[[], list[Plant]]] = {
     "seen_goes_back": lambda: [(Session, "_on_welcome", _seen_goes_back)],
     "credit_is_not_counted_from_seen": lambda: [(reports, "_repeat_unseen", _credit_not_from_seen)],
     "never_repair": lambda: [(reports, "_repeat_unseen", _never_repair)],
+    "brief_reports_are_the_truth": lambda: [(reports, "on_report", _believe_brief_reports)],
     "old_reports_count": lambda: [(reports, "on_report", _accept_old_reports)],
     "hold_never_ends": lambda: [(Coordinator, "_hold_ended", _nothing)],
     "solo_is_ignored": lambda: [

@@ -11,6 +11,7 @@ import random
 from dataclasses import dataclass, field
 from typing import Any
 
+from jobflow_worker import reporter
 from jobflow_worker.codec import encode_body
 from jobflow_worker.messages import Held
 from jobflowd import coordinator, window
@@ -300,6 +301,9 @@ def run_seed(seed: int, *, keep_trace: bool = False, profile: Profile | None = N
     most, low, page = profile.window
     window.Window.__init__.__defaults__ = (most,)  # type: ignore[misc]
     window.WINDOW_LOW, coordinator.PAGE = low, page
+    brief_items = reporter.BRIEF_ITEMS
+    if seed % 3 == 0:
+        reporter.BRIEF_ITEMS = 1  # A simulated worker never holds what is long in earnest.
     simulation = Simulation(profile, keep_trace=keep_trace)
     try:
         simulation.run()
@@ -312,6 +316,7 @@ def run_seed(seed: int, *, keep_trace: bool = False, profile: Profile | None = N
     finally:
         window.WINDOW_MAX, window.WINDOW_LOW, coordinator.PAGE = before
         window.Window.__init__.__defaults__ = (before[0],)  # type: ignore[misc]
+        reporter.BRIEF_ITEMS = brief_items
         simulation.manager.store.close()
     world = simulation.world
     outcome.seconds = world.now
