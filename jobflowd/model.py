@@ -116,6 +116,7 @@ class Task:
     started_at: float | None = None
     finished_at: float | None = None
     error: str | None = None
+    late_until: int = 0
 
     @property
     def key(self) -> tuple[int, int]:

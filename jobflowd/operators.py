@@ -181,6 +181,7 @@ def _retry(book: Book, _: Launching, args: Body) -> Body:
             task.failures = task.losses = task.deliveries = task.walltimes = 0
             task.solo = SOLO_NO
             task.error = task.finished_at = None
+            task.late_until = task.issued
             book.enqueue(task)
             queued.append(task_id)
         else:

@@ -105,7 +105,8 @@ def current(worker: Worker, task: Task | None, attempt: int) -> bool:
 def standing(book: Book, worker: Worker, task: Task | None, attempt: int) -> str:
     """What an attempt, as named by this worker, is to its task.
 
-    "current"; "open": given up, its real outcome may still come; "closed": its outcome is recorded;
+    "current"; "open": given up, its real outcome may still come; "closed": its outcome is recorded,
+    or the operator retried the task since, perhaps with a mended program;
     "never": it was not given to this worker, or was handed back before it began.
     """
     if task is None:
@@ -115,7 +116,8 @@ def standing(book: Book, worker: Worker, task: Task | None, attempt: int) -> str
     past = book.facts.attempts.get(Held(task.task_id, attempt))
     if past is None or past.worker != worker.row:
         return "never"
-    return "open" if past.outcome in OPEN_OUTCOMES else "closed"
+    still = past.outcome in OPEN_OUTCOMES and attempt > task.late_until
+    return "open" if still else "closed"
 
 
 def _take(book: Book, worker: Worker, task: Task) -> Attempting | None:

@@ -34,7 +34,7 @@ CHUNKS: Final = (512, 64, 8, 1)
 TASK_COLUMNS: Final = (
     "id, task_id, state, -rank, order_no, issued, current, failures, losses, deliveries,"
     " walltimes, max_retries, timeout_s, time_request_s, memory_bytes, spec_bytes, worker,"
-    " held, due, solo, started_at, finished_at, error"
+    " held, due, solo, started_at, finished_at, error, late_until"
 )
 WORKER_COLUMNS: Final = (
     "id, worker_id, transport, host, pid, slots, state, launch_id, batch_job_id, program_hash,"
@@ -68,7 +68,7 @@ _TASK_UPDATE: Final = (
     "UPDATE tasks SET state = ?, rank = ?, order_no = ?, issued = ?, current = ?, failures = ?,"
     " losses = ?, deliveries = ?, walltimes = ?, max_retries = ?, timeout_s = ?,"
     " time_request_s = ?, memory_bytes = ?, worker = ?, held = ?, due = ?, solo = ?,"
-    " started_at = ?, finished_at = ?, error = ? WHERE id = ?"
+    " started_at = ?, finished_at = ?, error = ?, late_until = ? WHERE id = ?"
 )
 #: The common way of a task, told in full in `Changes`.
 _TASK_MOVE: Final = (
@@ -244,6 +244,7 @@ def _task_values(row: int, task: Task) -> Row:
         task.started_at,
         task.finished_at,
         clean(task.error),
+        task.late_until,
         row,
     )
 

@@ -35,6 +35,7 @@ _TASK = (
     "row", "task_id", "state", "priority", "order_no", "issued", "current", "failures", "losses",
     "deliveries", "walltimes", "max_retries", "timeout_s", "time_request_s", "memory_bytes",
     "spec_bytes", "worker", "held", "due", "solo", "started_at", "finished_at", "error",
+    "late_until",
 )  # fmt: skip
 _WORKER = (
     "row", "worker_id", "transport", "host", "pid", "slots", "state", "launch_id", "batch_job_id",

@@ -316,6 +316,27 @@ def test_a_task_that_kills_faster_than_workers_report_ends(make_pair: Callable[.
     assert pair.state("a") is FAILED
 
 
+def test_a_result_from_before_the_operators_retry_is_late(
+    make_pair: Callable[..., Pair],
+) -> None:
+    """It may come from the program as it was before it was mended."""
+    pair = make_pair(max_losses=0)
+    pair.define("a")
+    seat = pair.worker()
+    pair.advance(HEARTBEAT_S)
+    lost(pair, seat)
+    assert pair.state("a") is FAILED
+    pair.ask("retry", task_ids=["a"])
+    pair.start()  # What the retry closed stays closed over a restart.
+    pair.seats[seat.worker_id] = seat
+    seat.finish("a", b"\x2a")
+    pair.settle()
+    pair.advance(HEARTBEAT_S)
+    assert pair.state("a") is not SUCCEEDED
+    assert seat.session.outbox.empty
+    assert pair.attempts("a")[0] == (1, "lost", "losses")
+
+
 def test_an_innocent_neighbour_never_fails_by_the_loss_of_a_worker(
     make_pair: Callable[..., Pair],
 ) -> None:
