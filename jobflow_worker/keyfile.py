@@ -7,6 +7,8 @@ Rules
 -----
 * A key file is used only if nobody else could have read or written it: a regular file with one
   name, of this user, with no bit for group or others. Anything else ends the worker with 77.
+* Mailboxes have one key per session: a spool must be readable after its launch is over, and
+  `--mode fs` has no launch keys.
 * Secrets are never part of a sentence, of a `repr`, of an argument list or of an environment.
 
 The daemon writes them (`jobflowd/keys.py`). Imports no zmq: keys are text here, 40 characters of
@@ -30,6 +32,7 @@ from jobflow_worker.sessionfiles import Beacon, SessionFileError, SessionPaths
 
 KEY_FILE_VERSION: Final = 1
 _SERVER: Final = "server"
+_MAIL: Final = "mail"
 #: A key file is a few lines.
 _BYTES_MAX: Final = 8 * 1024
 _Z85: Final = re.compile(r"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}")
@@ -89,9 +92,21 @@ class ServerKeyFile:
         return json.dumps(asdict(self), indent=1).encode() + b"\n"
 
 
+@dataclass(frozen=True, slots=True)
+class MailKeyFile:
+    """What mailbox files are sealed with, by the manager and all workers: 40 characters."""
+
+    session: str
+    mail_secret: str = field(repr=False)
+    v: int = KEY_FILE_VERSION
+
+    def encode(self) -> bytes:
+        return json.dumps(asdict(self), indent=1).encode() + b"\n"
+
+
 def key_path(paths: SessionPaths, holder: str) -> Path:
     """Where the keys of a launch, or of `HAND`, are. Raises ValueError for no plain name."""
-    if not is_label(holder) or holder == _SERVER:
+    if not is_label(holder) or holder in (_SERVER, _MAIL):
         raise ValueError(f"not a launch id: {holder[:80]!r}")
     return paths.keys / f"{holder}.key"
 
@@ -99,6 +114,11 @@ def key_path(paths: SessionPaths, holder: str) -> Path:
 def server_key_path(paths: SessionPaths) -> Path:
     """Where the manager keeps its own pair."""
     return paths.keys / f"{_SERVER}.key"
+
+
+def mail_key_path(paths: SessionPaths) -> Path:
+    """Where the key of all mailboxes is."""
+    return paths.keys / f"{_MAIL}.key"
 
 
 def read_key_file(path: Path) -> KeyFile:
@@ -117,6 +137,12 @@ def read_server_key(path: Path) -> ServerKeyFile:
     """The manager's key file. Raises as `read_key_file` does."""
     values = _read(path, ("session", "server_public", "server_secret"))
     return ServerKeyFile(values["session"], values["server_public"], values["server_secret"])
+
+
+def read_mail_key(path: Path) -> MailKeyFile:
+    """The mailboxes' key file. Raises as `read_key_file` does."""
+    values = _read(path, ("session", "mail_secret"))
+    return MailKeyFile(values["session"], values["mail_secret"])
 
 
 def _read(path: Path, names: tuple[str, ...]) -> dict[str, str]:

@@ -114,6 +114,11 @@ class SessionPaths:
         return self.root / "spool"
 
     @property
+    def quarantine(self) -> Path:
+        """What was found among the mailboxes and is not of this session."""
+        return self.root / "quarantine"
+
+    @property
     def results(self) -> Path:
         return self.root / "results"
 
@@ -145,6 +150,7 @@ class SessionPaths:
             self.mail_in,
             self.mail_out,
             self.spool,
+            self.quarantine,
             self.results,
             self.launches,
         ):

@@ -32,7 +32,8 @@ def begin(output: Output, program: Path, config: Path, flags: Sequence[str]) -> 
     start = f"jobflowd start --config {shlex.quote(str(config))}"
     lines = [f"wrote {safe(name)}" for name in written]
     lines += [f"kept {safe(name)}, which is there already" for name in kept]
-    lines += ["", f"next  {safe(start)}", "then  jobflowctl watch"]
+    doctor = f"jobflowctl doctor --config {shlex.quote(str(config))}"
+    lines += ["", f"try   {safe(doctor)}", f"next  {safe(start)}", "then  jobflowctl watch"]
     body = {"ok": True, "written": written, "kept": kept, "next": start}
     output.line("init", body, "\n".join(lines))
     return 0

@@ -37,12 +37,22 @@ if TYPE_CHECKING:
 # --- checking ---------------------------------------------------------------------------------
 
 
-@app.command(epilog=examples("jobflowctl -s t1 doctor"))
-def doctor(ctx: typer.Context, session: SessionOption = None, as_json: JsonOption = False) -> None:
-    """Check by one small batch job that workers of a session can work. Each fault in one line."""
+@app.command(epilog=examples("jobflowctl doctor --config jobflow.toml", "jobflowctl -s t1 doctor"))
+def doctor(
+    ctx: typer.Context,
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", metavar="FILE", help="Of a start with this file; no session."),
+    ] = None,
+    session: SessionOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check, before or during a run, that its workers can work. On a cluster by one small job."""
     from jobflowctl import doctor as room
 
-    at_session(ctx, session, as_json, room.examine)
+    if config is not None:
+        run(ctx, as_json, lambda out, _: room.of_configuration(config, out))
+    at_session(ctx, session, as_json, room.of_session)
 
 
 # --- reading ----------------------------------------------------------------------------------

@@ -123,6 +123,10 @@ class Client:
         self._connection = None
         self._buffer = b""
 
+    def open_no_more(self) -> None:
+        """From now on an ended session stays closed: who follows a run leaves with it."""
+        self._opens = None
+
     def connect(self) -> None:
         """Connect now. Raises `NoSession`, `DaemonBusy` or `NotAllowed`."""
         if self._connection is not None:

@@ -27,6 +27,7 @@ from jobflowd import api
 
 Body = dict[str, Any]
 
+_ENDED: Final = ("succeeded", "failed", "canceled")
 #: `logs --follow` asks this often.
 FOLLOW_S: Final = 0.5
 #: A copy of a large database takes its time: about 3 s per GB.
@@ -44,20 +45,13 @@ COLUMNS_MAX: Final = 2000
 def logs(client: Client, output: Output, *, of: str, name: str | None, follow: bool) -> int:
     """A log's end; with `follow`, line by line until the daemon ends or the reader leaves."""
     if of == "task":
-        from jobflowctl.storyscreens import printed
-
-        body = client.call("logs", {"of": of, "name": name})
-        if output.mode == "human":
-            for line in printed(body, output.style()):
-                output.line("logs", body, line)
-        else:
-            output.data("logs", body)
-        return 0
+        return _task_logs(client, output, {"of": of, "name": name}, follow=follow)
     args: Body = {"of": of, "name": name, "bytes": api.LOG_BYTES_MAX}
     rest = ""
     while not output.closed:
         try:
             body = client.call("logs", args)
+            client.open_no_more()
         except errors.NoSession as error:
             if args.get("after") is None:
                 raise
@@ -74,6 +68,58 @@ def logs(client: Client, output: Output, *, of: str, name: str | None, follow: b
     if rest:
         output.line("log", {"of": of, "name": name, "line": rest}, safe(rest))
     return 0
+
+
+def _task_logs(client: Client, output: Output, args: Body, *, follow: bool) -> int:
+    """What a task's attempts printed; with `follow`, until it has an outcome."""
+    from jobflowctl.storyscreens import printed
+
+    body = client.call("logs", args)
+    client.open_no_more()
+    if output.mode != "human":
+        output.data("logs", body)
+        return 0
+    for line in printed(body, output.style()):
+        output.line("logs", body, line)
+    if follow:
+        _follow_task(client, output, args, body)
+    return 0
+
+
+def _follow_task(client: Client, output: Output, args: Body, body: Body) -> None:
+    """New lines of the running attempt as they come; every later attempt is announced."""
+    running = body.get("running") or {}
+    seen, place = running.get("attempt"), running.get("next")
+    heard = str(running.get("text") or "")
+    rest = ""
+    while body.get("state") not in _ENDED and not output.closed:
+        time.sleep(FOLLOW_S)
+        try:
+            body = client.call("logs", {**args, "after": place} if place else args)
+        except errors.NoSession as error:
+            output.say(error.message)
+            return
+        running = body.get("running") or {}
+        if running and running.get("attempt") != seen:
+            seen, heard, rest = running.get("attempt"), "", ""
+            output.line("logs", body, f"attempt {safe(seen)}")
+        place = running.get("next") or place
+        heard += str(running.get("text") or "")
+        rest = _say_lines(output, body, rest + str(running.get("text") or ""))
+    # What was printed last, or where nobody here could read it, came with the end.
+    attempts = body.get("attempts") or []
+    tail = str(attempts[-1].get("output_tail") or "") if attempts else ""
+    last = tail[len(heard) :] if tail.startswith(heard) else tail
+    _say_lines(output, body, f"{rest}{last}".removesuffix("\n") + "\n" if rest or last else "")
+    output.say(f"{args['name']} {body.get('state') or 'ended'}")
+
+
+def _say_lines(output: Output, body: Body, text: str) -> str:
+    """Print every whole line; what is left of the text."""
+    *lines, rest = text.split("\n")
+    for line in lines:
+        output.line("logs", body, f"    {safe(line)}")
+    return rest
 
 
 def kind_of(client: Client, name: str) -> str:

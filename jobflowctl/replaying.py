@@ -122,6 +122,7 @@ def _program(place: api.SessionPlace) -> TaskProgram:
 
 
 def _failed(output: Output, error: BaseException, began: float, *, pdb: bool) -> _TaskFailed:
+    took = duration(time.monotonic() - began)
     frame = error.__traceback__
     # The first frame is ours.
     frame = frame.tb_next if frame is not None else None
@@ -130,6 +131,5 @@ def _failed(output: Output, error: BaseException, began: float, *, pdb: bool) ->
         import pdb as debugger
 
         debugger.post_mortem(frame)
-    took = duration(time.monotonic() - began)
     hint = "" if pdb or not sys.stdin.isatty() else "`--pdb` opens the debugger where it failed."
     return _TaskFailed(f"It failed after {took}: {type(error).__name__}.", hint)

@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Sequence
 
 from jobflowctl.style import Body, Style, block, labelled, local, part
-from jobflowctl.text import Column, count, safe, safe_lines
+from jobflowctl.text import Column, count, duration, safe, safe_lines
 
 _HOSTS_SHOWN = 3
 #: Columns of a terminal that has room for more than the cause and an example.
@@ -143,9 +143,29 @@ def printed(body: Body, style: Style) -> list[str]:
         lines += [f"attempt {safe(one.get('attempt', '?'))}  {outcome}  {where}"]
         lines += block("output", safe_lines(one.get("output_tail") or ""))
         lines += block("traceback", safe_lines(one.get("traceback") or ""))
-    if not attempts or body.get("state") in ("running", "assigned"):
-        lines.append("an attempt's output is here when it has ended")
+    running = part(body, "running")
+    if running:
+        lines += _still_running(running, str(body.get("state") or "running"), style)
+    elif not attempts:
+        lines.append("no attempt has begun; what one prints is here when it has ended")
     return lines
+
+
+def _still_running(running: Body, state: str, style: Style) -> list[str]:
+    """The attempt of now: who has it, how far it is, and its output so far or why there is none."""
+    words = [f"attempt {safe(running.get('attempt', '?'))}  {style.state(state)}"]
+    if isinstance(running.get("running_s"), int | float):
+        words.append(f"for {duration(running['running_s'])}")
+    if isinstance(running.get("progress"), int | float):
+        words.append(f"{100 * running['progress']:.0f} % done")
+    who = f"{safe(running.get('worker_id') or '-')} on {safe(running.get('host') or '-')}"
+    lines = ["  ".join([*words, who])]
+    if "text" in running:
+        found = safe_lines(running.get("text") or "")
+        return lines + (block("so far", found) or ["  it has printed nothing so far"])
+    why = running.get("why_not")
+    reason = f" ({safe(why)})" if why else ""
+    return [*lines, f"  its output comes with its end: until then its worker has it{reason}"]
 
 
 def some(names: Sequence[object], most: int = 3) -> str:

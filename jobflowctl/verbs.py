@@ -87,6 +87,7 @@ def events(client: Client, output: Output, *, task_id: str | None, last: int, fo
         return 0
     from jobflowctl.storyscreens import event_line
 
+    client.open_no_more()
     fresh: Sequence[Body] = body.get("events") or []
     mark = body.get("next")
     while not output.closed:

@@ -365,6 +365,9 @@ def with_recorded(config: StartConfig, recorded: Mapping[str, Any]) -> StartConf
             continue
         if config.origins.get(name, "").partition(" ")[0] not in _EXPLICIT:
             label = f"{name} in the session's record"
+            if SETTINGS[name].kind == "walltime" and isinstance(raw, int | float):
+                # People must name the unit; the record has seconds.
+                raw = f"{raw:g}s"
             values[name] = _parse(_Found(name, raw, SESSION, label, EXIT_CONFIG))
     origins = {**config.origins, **dict.fromkeys(values, SESSION)}
     return replace(config, **values, origins=origins)

@@ -167,7 +167,7 @@ class Daemon:
         self._admin = admin
         self._metrics = Metrics(config.metrics_file, getattr(desk, "times", None))
         inquiries = Inquiries(store, session.paths, session.log_path, self._metrics)
-        self._reader = Reader(store, admin, inquiries, transports.warnings)
+        self._reader = Reader(store, admin, inquiries, transports.notices)
         self._recovery = Recovery(store, settings, session.paths.root)
         self._telemetry = open_telemetry(session, self._epoch)
         if generator is None:

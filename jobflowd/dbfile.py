@@ -50,7 +50,9 @@ EXIT_CONFIG: Final = 78
 # SQLite's result codes; the sqlite3 module names them only from Python 3.11 on.
 _PERM, _BUSY, _READONLY, _IOERR, _CORRUPT, _FULL = 3, 5, 8, 10, 11, 13
 _CANTOPEN, _PROTOCOL, _NOTADB = 14, 15, 26
-_IOERR_WRITE, _IOERR_LOCK = 778, 3850
+_IOERR_WRITE, _IOERR_FSYNC, _IOERR_LOCK = 778, 1034, 3850
+#: Also the plain code: before Python 3.11 the text alone tells.
+_WRITE_FAILED: Final = (_IOERR, _IOERR_WRITE, _IOERR_FSYNC)
 _CODE_OF_TEXT: Final = (
     ("database is locked", _BUSY),
     ("readonly database", _READONLY),
@@ -77,6 +79,11 @@ class DiskFull(StoreError):
 
     def __init__(self, sentence: str, exit_code: int = EXIT_IO) -> None:
         super().__init__(sentence, exit_code)
+
+
+class ReadOnly(DiskFull):
+    """The file system has made itself read-only, as after an error. It is tried again like a full
+    disk, for ten minutes: somebody may be at it."""
 
 
 class StoreBroken(StoreError):
@@ -145,9 +152,18 @@ def running_error(path: str, error: sqlite3.Error) -> StoreError:
     """Why an open database failed: decides between trying again, leaving, and a bug."""
     code = result_code(error)
     primary = code & 0xFF
-    # An exceeded quota comes as a plain write error, so the directory is asked.
-    if primary == _FULL or (code == _IOERR_WRITE and is_full(os.path.dirname(path))):
+    if primary == _FULL:
         return DiskFull(_no_space(path))
+    if primary == _READONLY or code in _WRITE_FAILED:
+        # An exceeded quota comes as a plain write error, and so does EROFS: the directory is asked.
+        why = write_error(os.path.dirname(path))
+        if why in (errno.ENOSPC, errno.EDQUOT):
+            return DiskFull(_no_space(path))
+        if why == errno.EROFS:
+            return ReadOnly(
+                f"The file system of {path} has become read-only. What was acknowledged is safe."
+                " Make it writable again, or move the session directory and start jobflowd there."
+            )
     if primary == _BUSY:
         return StoreBroken(
             f"Another process has taken the database {path}. This daemon stops, so that the two"
@@ -187,8 +203,8 @@ def _not_writable(path: str, detail: str) -> StoreError:
     )
 
 
-def is_full(directory: str) -> bool:
-    """True if a small file cannot be written there for want of space or quota."""
+def write_error(directory: str) -> int | None:
+    """The errno with which a small file cannot be written there, None if it can."""
     probe = os.path.join(directory, f".jobflow-probe-{os.getpid()}")
     try:
         handle = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -198,11 +214,11 @@ def is_full(directory: str) -> bool:
         finally:
             os.close(handle)
     except OSError as error:
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+        return error.errno
     finally:
         with contextlib.suppress(OSError):
             os.unlink(probe)
-    return False
+    return None
 
 
 # --- opening ----------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from jobflowd.census import Census, Here
 from jobflowd.coordinator import Coordinator
 from jobflowd.dbfile import StoreBroken, StoreError
 from jobflowd.metrics import Metrics
-from jobflowd.model import Questions, Task, TaskState
+from jobflowd.model import TASK_IN_FLIGHT, Questions, Task, TaskState
 from jobflowd.runningoutput import output_files
 from jobflowd.store import Store
 
@@ -203,33 +203,36 @@ class Inquiries:
             kept = {key: one[key] for key in _OUTPUT_FIELDS}
             attempts.append({**kept, "traceback": texts.get(one["attempt"], "")})
         body: Body = {"task_id": task_id, "state": detail["state"], "attempts": attempts}
-        if coordinator.book.knows(task_id):
-            running = self._running(task_id, args, coordinator)
-            return {**body, "running": running} if running is not None else body
+        task = coordinator.book.find(task_id) if coordinator.book.knows(task_id) else None
+        if task is not None and task.state in TASK_IN_FLIGHT:
+            body["running"] = self._running(task, args, coordinator)
         return body
 
-    def _running(
-        self, task_id: str, args: Mapping[str, Any], coordinator: Coordinator
-    ) -> Body | None:
-        book = coordinator.book
-        task = book.find(task_id)
+    def _running(self, task: Task, args: Mapping[str, Any], coordinator: Coordinator) -> Body:
+        book, task_id = coordinator.book, task.task_id
         held = explaining.holder(book, task)
         worker = book.by_row.get(task.worker if task.worker is not None else -1)
-        if held is None or worker is None or task.state is not TaskState.RUNNING:
-            return None
+        if held is None or worker is None:
+            return {"why_not": "its worker is not known any more"}
+        if task.state is not TaskState.RUNNING:
+            # What its slot prints now may be another task's.
+            return {**held, "why_not": "it has not said yet that it runs"}
         attempting = worker.attempts.get(task_id)
         since = attempting.started_at if attempting is not None else None
-        body: Body = {**held, "running_s": max(0.0, book.wall - since) if since else None}
+        body: Body = {**held, "running_s": max(0.0, time.time() - since) if since else None}
         here = worker.host == socket.gethostname()
         files = output_files(worker.pid) if here else []
-        body["why_not"] = "another host" if not here else "" if len(files) == 1 else "several slots"
-        if len(files) == 1:
+        if not here:
+            body["why_not"] = f"it is on {worker.host}"
+        elif len(files) != 1:
+            body["why_not"] = "its worker runs several tasks" if files else "it cannot be seen"
+        else:
             most = min(int(args.get("bytes") or _LOG_BYTES), api.LOG_BYTES_MAX)
             try:
                 body |= logreading.read_piece(files[0], args.get("after"), most)
             except logreading.NoLog as error:
                 body["why_not"] = str(error)
-        return answers.json_safe(body)
+        return {key: answers.json_safe(value) for key, value in body.items()}
 
     # --- copies ---------------------------------------------------------------------------------
 

@@ -1,7 +1,8 @@
-"""The session's keys: the manager's own pair, one pair per launch, one for workers by hand.
+"""The session's keys: the manager's own pair, one pair per launch, and those that all share.
 
     keys/server.key     kept as long as the session, so that survivors of a restart know us again
     keys/<launch>.key   made before the launch is submitted, withdrawn when it is over
+    keys/mail.key       seals mailbox files, in every mode; kept as long as the session
     keys/hand.key       for `jobflow-worker --session NAME`; withdrawn when the run is over
 
 Rules
@@ -19,7 +20,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable
+import secrets
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,9 +30,12 @@ import zmq
 from jobflow_worker.keyfile import (
     DamagedKeyError,
     KeyFile,
+    MailKeyFile,
     ServerKeyFile,
     key_path,
+    mail_key_path,
     read_key_file,
+    read_mail_key,
     read_server_key,
     server_key_path,
 )
@@ -38,6 +43,27 @@ from jobflow_worker.messages import HAND
 from jobflow_worker.sessionfiles import SessionPaths, write_private
 from jobflowd.zap import DOMAIN
 from jobflowd.zmqserver import CurveServer
+
+
+def open_mail_key(paths: SessionPaths, session: str, *, fresh: bool) -> list[str]:
+    """Make the mailboxes' key unless it is there; with `fresh`, make it anew.
+
+    Returns sentences for the log. Raises `KeyFileError` (exit code 77) for a file that others
+    could know or have made, and OSError. Needs no zmq: it serves hosts without CURVE, too.
+    """
+    path = mail_key_path(paths)
+    notes = []
+    if not fresh:
+        try:
+            if read_mail_key(path).session == session:
+                return []
+            notes.append(f"{path} was made for another session; a new one is made")
+        except FileNotFoundError:
+            pass
+        except DamagedKeyError as error:
+            notes.append(f"{error}; a new one is made")
+    write_private(path, MailKeyFile(session, secrets.token_hex(20)).encode())
+    return notes
 
 
 class KeyRing:
@@ -151,10 +177,11 @@ class KeyRing:
             return None
         return found
 
-    def _remove_all(self, wanted: Iterable[str]) -> None:
+    def _remove_all(self, wanted: Collection[str]) -> None:
         """Remove the key files of everybody else: ended launches, and half-written ones."""
         keep = {key_path(self._paths, one).name for one in wanted}
-        if keep:
+        keep.add(mail_key_path(self._paths).name)
+        if wanted:
             keep.add(server_key_path(self._paths).name)
         for name in os.listdir(self._paths.keys):
             if name not in keep and ".key" in name:

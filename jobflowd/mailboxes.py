@@ -91,6 +91,8 @@ class MailboxClient:
         #: Every mailbox and spool that was there at the start has been handed over.
         self.spools_read = False
         self.restarts = 0
+        #: Files that are not of this session and lie in quarantine or could not be moved there.
+        self.foreign = 0
 
     # --- life -------------------------------------------------------------------------------
 
@@ -139,6 +141,16 @@ class MailboxClient:
     def pid(self) -> int | None:
         """The process, while it runs."""
         return None if self._child is None or self._pipe is None else self._child.pid
+
+    def notices(self) -> tuple[str, ...]:
+        """Sentences for `status`, as long as they are true."""
+        if not self.foreign:
+            return ()
+        return (
+            f"{self.foreign} foreign files were found among the mailboxes: something else writes "
+            f"into this session's directory. Look at them in {self._paths.quarantine}, and remove "
+            "them",
+        )
 
     def fileno(self) -> int:
         """Readable while `receive` has something to do; the same for life."""
@@ -336,6 +348,10 @@ class MailboxClient:
             return [Mail(worker_id, complaints=(note.data.decode(errors="replace"),))]
         elif note.kind == mailpipe.LISTED:
             self.spools_read = True
+        elif note.kind == mailpipe.FOREIGN:
+            self.foreign = int(note.at)
+            if note.data:
+                return [Mail("", complaints=(note.data.decode(errors="replace"),))]
         return []
 
     def _is_kept(self, worker_id: str) -> bool:

@@ -9,7 +9,9 @@ Rules
 * A read is reported even if it brought nothing: only then may the daemon let a lease expire. A
   read that failed for the file server's sake is not reported, so leases wait with it; one that
   failed for the file's own sake is, after a few tries, so a broken mailbox cannot hold a task.
-* Contents are passed on as bytes once their checksum is right; the daemon decodes them.
+* Contents are passed on as bytes once checksum and seal are right; the daemon decodes them. What
+  is not of this session goes to quarantine (`foreign.py`): odd names at once, a mailbox when its
+  worker would have replaced it by now, if it lived.
 * It ends with the daemon: by the end of the socket pair, and by the kernel.
 
 Started by `mailboxes.py` only. Imports nothing heavy: it lives as long as the daemon does.
@@ -32,11 +34,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from jobflow_worker.keyfile import KeyFileError, mail_key_path, read_mail_key
 from jobflow_worker.messages import is_worker_id
 from jobflow_worker.processes import die_with_parent
 from jobflow_worker.sessionfiles import SessionPaths, UnsafeFileError, write_private
 from jobflow_worker.transport import mailfile
 from jobflowd import mailpipe
+from jobflowd.foreign import Quarantine, entry_trouble
 from jobflowd.mailpipe import Note
 
 LOOK_S_MIN: Final = 0.002
@@ -81,6 +85,7 @@ class _Box:
     header: bytes = b""
     pace: int = mailfile.IDLE
     broken: int = 0
+    broken_at: float = 0.0
     trouble: str = ""
 
 
@@ -93,8 +98,12 @@ class MailReader:
         heartbeat_s: float,
         clock: Callable[[], float],
         report: Report,
+        seal: mailfile.Seal,
     ) -> None:
         self._paths = paths
+        self._seal = seal
+        self._quarantine = Quarantine(paths.quarantine)
+        self._foreign_told = 0
         self._in = os.fspath(paths.mail_in)
         self._heartbeat_s = heartbeat_s
         self._clock = clock
@@ -138,7 +147,8 @@ class MailReader:
             # It was forgotten since: a file written now would stay for ever.
             return
         try:
-            write_private(self._paths.mail_out / worker_id, data, fsync=False)
+            sealed = self._seal.put(data, f"out/{worker_id}")
+            write_private(self._paths.mail_out / worker_id, sealed, fsync=False)
         except OSError as error:
             self._complain(worker_id, box, f"its mailbox cannot be written: {error.strerror}")
             return
@@ -177,6 +187,8 @@ class MailReader:
         if now >= self._spool_at:
             self._spool_at = now + SPOOL_LIST_S
             self._read_spools(now)
+            self._quarantine.recount()
+            self._tell_foreign(None)
         self._refill(now)
         reads = 0
         while self._queue and self._queue[0][0] <= now:
@@ -213,7 +225,8 @@ class MailReader:
         self._remove_all()
         fresh = [name for name in self._names(self._paths.mail_new) if name not in self._boxes]
         for name in fresh:
-            self._add(name, now)
+            if self._is_ours(self._paths.mail_new / name):
+                self._add(name, now)
         if self._missing:
             # A network file system believes a name missing that was once looked up in vain;
             # listing its directory is what cures it.
@@ -224,7 +237,7 @@ class MailReader:
         self._list_at = now + self._list_s
 
     def _names(self, directory: Path, *, sweep: bool = False) -> list[str]:
-        """Names of mailboxes in a directory; temporary, foreign and `.nfs` names are left out."""
+        """Names of mailboxes in a directory; temporary and `.nfs` names are left out."""
         try:
             names = os.listdir(directory)
         except OSError as error:
@@ -236,11 +249,29 @@ class MailReader:
         if sweep:
             for name in names:
                 _sweep(directory, name)
-        return [
-            name
-            for name in names
-            if is_worker_id(name) and (mailpipe.FORGET, name) not in self._removals
-        ]
+        good = []
+        for name in names:
+            if is_worker_id(name):
+                if (mailpipe.FORGET, name) not in self._removals:
+                    good.append(name)
+            elif not name.startswith("."):
+                self._tell_foreign(self._quarantine.take(directory / name, "nobody's mailbox"))
+        return good
+
+    def _is_ours(self, entry: Path) -> bool:
+        try:
+            trouble = entry_trouble(entry)
+        except OSError:
+            return True  # The file server is in trouble; the mailbox itself is judged when read.
+        if trouble is not None:
+            self._tell_foreign(self._quarantine.take(entry, trouble))
+        return trouble is None
+
+    def _tell_foreign(self, sentence: str | None) -> None:
+        count = self._quarantine.count
+        if sentence is not None or count != self._foreign_told:
+            self._foreign_told = count
+            self._report(Note(mailpipe.FOREIGN, data=(sentence or "").encode(), at=float(count)))
 
     def _add(self, worker_id: str, now: float) -> None:
         self._schedule(worker_id, self._boxes.setdefault(worker_id, _Box(now)), now)
@@ -253,9 +284,14 @@ class MailReader:
         try:
             data = mailfile.read_if_new(f"{self._in}/{worker_id}", box.header)
             if data is not None:
-                mailfile.check(data)
-        except (mailfile.Torn, UnsafeFileError) as error:
+                data = self._seal.open(data, f"in/{worker_id}")
+        except mailfile.Torn as error:
             self._broken(worker_id, box, str(error), now)
+        except (mailfile.Forged, UnsafeFileError) as error:
+            self._broken(worker_id, box, str(error), now)
+            if now - box.broken_at >= 2 * self._heartbeat_s:
+                path = self._paths.mail_in / worker_id
+                self._tell_foreign(self._quarantine.take(path, str(error)))
         except FileNotFoundError:
             self._missing = True
             self._list_at = now
@@ -284,6 +320,7 @@ class MailReader:
     def _broken(self, worker_id: str, box: _Box, why: str, now: float) -> None:
         box.broken += 1
         if box.broken == 1:
+            box.broken_at = now
             box.look_s = LOOK_S_MIN
         if box.broken >= BROKEN_PATIENCE:
             self._complain(worker_id, box, why)
@@ -319,8 +356,12 @@ class MailReader:
                 data = mailfile.read_if_new(self._paths.spool / name, known)
                 if data is None:
                     continue
-                mailfile.check(data)
-            except (OSError, mailfile.Torn, UnsafeFileError) as error:
+                data = self._seal.open(data, f"spool/{name}")
+            except (mailfile.Forged, UnsafeFileError) as error:
+                path = self._paths.spool / name
+                self._tell_foreign(self._quarantine.take(path, str(error)))
+                continue
+            except (OSError, mailfile.Torn) as error:
                 sentence = f"its spool cannot be read: {error}"
                 self._report(Note(mailpipe.COMPLAINT, name, sentence.encode()))
                 continue
@@ -362,20 +403,35 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with socket.socket(fileno=int(fd)) as pipe:
         os.set_inheritable(pipe.fileno(), False)
+        paths = SessionPaths(Path(session_dir))
         try:
-            _serve(pipe, SessionPaths(Path(session_dir)), float(heartbeat_s))
+            seal = _seal_of(pipe, paths)
+            if seal is not None:
+                _serve(pipe, paths, float(heartbeat_s), seal)
         except (BrokenPipeError, ConnectionResetError):
             pass  # The daemon is gone, and so are we.
     return 0
 
 
-def _serve(pipe: socket.socket, paths: SessionPaths, heartbeat_s: float) -> None:
+def _seal_of(pipe: socket.socket, paths: SessionPaths) -> mailfile.Seal | None:
+    """The session's seal; without it, says why not, and the daemon starts us again later."""
+    try:
+        return mailfile.Seal(read_mail_key(mail_key_path(paths)).mail_secret.encode())
+    except (KeyFileError, OSError) as error:
+        sentence = f"mailboxes cannot be served: {error}"
+        pipe.sendall(Note(mailpipe.COMPLAINT, data=sentence.encode()).encode())
+        return None
+
+
+def _serve(
+    pipe: socket.socket, paths: SessionPaths, heartbeat_s: float, seal: mailfile.Seal
+) -> None:
     """Read, report, obey, until the daemon closes its end.
 
     Reports are sent blocking: while the daemon does not read, nothing is read for it either.
     """
     reader = MailReader(
-        paths, heartbeat_s, time.monotonic, lambda note: pipe.sendall(note.encode())
+        paths, heartbeat_s, time.monotonic, lambda note: pipe.sendall(note.encode()), seal
     )
     reader.begin()
     decoder = mailpipe.Decoder()

@@ -36,6 +36,10 @@ COMPLAINT: Final = 16
 #: Every mailbox and spool that was there at the start has been handed over.
 LISTED: Final = 17
 
+#: What is not of this session: a sentence if something new was found, and in `at` how many lie in
+#: quarantine, or could not be moved there.
+FOREIGN: Final = 18
+
 
 class Note(NamedTuple):
     """One message; `at` is monotonic seconds, which all processes of a host share."""

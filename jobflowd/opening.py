@@ -20,7 +20,7 @@ from jobflowd.batchopening import open_batch_desk, warning_s
 from jobflowd.book import Settings
 from jobflowd.config import BATCH_LAUNCHERS, StartConfig, terms
 from jobflowd.dbfile import EXIT_CONFIG, StoreError
-from jobflowd.keys import KeyRing
+from jobflowd.keys import KeyRing, open_mail_key
 from jobflowd.mailboxes import MailboxClient
 from jobflowd.model import Changes
 from jobflowd.performer import Carrier
@@ -38,13 +38,17 @@ LOCAL_POLL_S = 5.0
 @dataclass(frozen=True, slots=True)
 class Transports:
     """Both transports, bound and started; `zmq` is None in `--mode fs`. `keys` is None where no
-    TCP is served, or in the clear; `warnings` are for the log and for `status`."""
+    TCP is served, or in the clear; `warnings` of the start are for the log and for `status`."""
 
     zmq: ZmqServer | None
     mail: MailboxClient
     endpoints: tuple[str, ...]
     keys: KeyRing | None = None
     warnings: tuple[str, ...] = ()
+
+    def notices(self) -> tuple[str, ...]:
+        """All that `status` is to warn of now."""
+        return (*self.warnings, *self.mail.notices())
 
     def carriers(self) -> dict[str, Carrier]:
         """Their sending sides, by the names that workers register with."""
@@ -136,17 +140,17 @@ def open_transports(
     server: ZmqServer | None = None
     endpoints: tuple[str, ...] = ()
     keys: KeyRing | None = None
-    warnings: tuple[str, ...] = ()
+    warnings = tuple(open_mail_key(session.paths, session.name, fresh=not session.resumed))
     if config.mode in ("zmq", "auto"):
         port = config.port or int(meta.get("port", 0))
         if config.insecure_plaintext:
-            warnings = (guard.PLAINTEXT_WARNING,)
+            warnings += (guard.PLAINTEXT_WARNING,)
             server = ZmqServer(config.bind_host, port)
         else:
             guard.check_library()
             keys = KeyRing(session.paths, session.name)
             keys.open(launches, fresh=not session.resumed)
-            warnings = tuple(keys.notes)
+            warnings += tuple(keys.notes)
             server = ZmqServer(config.bind_host, port, keys.curve(), holder_of=keys.holder_of)
         try:
             server.bind()

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import socket
 import sys
@@ -50,6 +51,8 @@ ASK_EVERY_S: Final = 5.0
 FILES_MIN: Final = 256
 ECHO_S_MAX: Final = 10.0
 SKEW_S_MAX: Final = 60.0
+#: What the job prints before anything that could fail. Without it, its output never arrived here.
+BEGAN: Final = "jobflowd check: the job has begun"
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +159,8 @@ class _Job:
                 endpoints = self._listen(listener)
             content = json.dumps({**question, "endpoints": endpoints}).encode()
             write_private(self._place / probe.QUESTION, content)
-            script = self._launcher.script(self._context).encode("utf-8", "surrogateescape")
+            text = marked(self._launcher.script(self._context))
+            script = text.encode("utf-8", "surrogateescape")
             write_private(Path(self._context.script_path), script)
             job_id = self._submit(script)
             try:
@@ -206,12 +210,17 @@ class _Job:
                 break
             time.sleep(0.05)
         tail = read_tail(self._context.output_path).strip().splitlines()
-        last = f": {tail[-1]}" if tail else ""
+        last = f": {tail[-1]}" if tail and tail[-1] != BEGAN else ""
+        if over >= 2 and not tail:
+            raise CheckFailed(
+                f"the job ended ({self._why}) and nothing of it is seen in the session's "
+                f"directory {self._place.parent}",
+                "give a --shared-dir that the nodes see under the same path, and may write",
+            )
         if over >= 2:
             raise CheckFailed(
                 f"the job ended without an answer ({self._why}){last}",
-                "mend what its output says: interpreter, --prologue, --env-script, or a session "
-                "directory that nodes do not see",
+                "mend what its output says: interpreter, --prologue or --env-script",
             )
         raise CheckFailed(
             f"the job did not answer within {wait_s:g} s, the last word was: "
@@ -243,6 +252,13 @@ class _Job:
                 time.sleep(0.02)
         finally:
             commands.close()
+
+
+def marked(script: str) -> str:
+    """The job's script, which says that it has begun before it does anything else."""
+    lines = script.splitlines()
+    first = next((at for at, line in enumerate(lines) if not line.startswith("#")), len(lines))
+    return "\n".join([*lines[:first], f"echo {shlex.quote(BEGAN)}", *lines[first:]]) + "\n"
 
 
 # --- what it means ----------------------------------------------------------------------------

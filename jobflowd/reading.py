@@ -37,13 +37,13 @@ class Reader:
         store: Store,
         admin: AdminServer,
         inquiries: Inquiries,
-        warnings: tuple[str, ...] = (),
+        notices: Callable[[], tuple[str, ...]] = tuple,
         *,
         serving: bool = False,
     ) -> None:
-        """`warnings` are those of the start: they stay true as long as this process lives.
+        """`notices` are what the transports warn of, as of now.
         `serving`: the run has ended, and is only asked about."""
-        self._warnings = warnings
+        self._notices = notices
         self._inquiries = inquiries
         self._serving = serving
         self._store = store
@@ -100,7 +100,7 @@ class Reader:
             cpu_s=times.user + times.system,
             rss_bytes=self._process.memory_info().rss,
             db_bytes=self._store.size_bytes(),
-            warnings=(*self._warnings, trouble) if trouble else self._warnings,
+            warnings=(*self._notices(), trouble) if trouble else self._notices(),
         )
 
     def _events(self, args: Body) -> queries.Page:

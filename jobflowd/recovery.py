@@ -22,13 +22,15 @@ from jobflow_worker.sessionfiles import write_private
 from jobflowd import events as ev
 from jobflowd.book import Settings
 from jobflowd.coordinator import Coordinator
-from jobflowd.dbfile import DiskFull
+from jobflowd.dbfile import DiskFull, ReadOnly, StoreBroken
 from jobflowd.effects import Effect, Post
 from jobflowd.model import Changes
 from jobflowd.store import Store
 
 #: How often a full disk is tried again.
 RETRY_S = 1.0
+#: A file system that made itself read-only is waited for this long (RELIABILITY D4).
+READ_ONLY_S = 600.0
 #: Events kept while degraded: operators are refused and workers repeat, so few come.
 KEPT_MAX = 10_000
 #: Bugs survived in an hour before the daemon gives up.
@@ -49,13 +51,16 @@ class Recovery:
         self._bugs: deque[float] = deque(maxlen=BUGS_MAX + 1)
         self.degraded: str | None = None
         self.retry_at: float | None = None
+        self._since = 0.0
 
     # --- a full disk ----------------------------------------------------------------------------
 
     def degrade(self, events: Sequence[ev.Event], why: str) -> None:
-        """The commit of a turn with these events failed for want of space."""
+        """The commit of a turn with these events failed for want of space, or of a disk that
+        takes writes."""
         self.degraded = why
-        self.retry_at = time.monotonic() + RETRY_S
+        self._since = time.monotonic()
+        self.retry_at = self._since + RETRY_S
         self.keep(events)
 
     def keep(self, events: Sequence[ev.Event]) -> None:
@@ -85,11 +90,18 @@ class Recovery:
         return answers
 
     def try_again(self, before: Coordinator) -> tuple[Coordinator, list[ev.Event]] | None:
-        """Is there room again? Then a new coordinator and the kept events, else None."""
+        """Is there room again? Then a new coordinator and the kept events, else None.
+
+        Raises `StoreBroken` if the file system stays read-only.
+        """
         self.retry_at = time.monotonic() + RETRY_S
         try:
             self._store.commit(Changes(meta={"recovered_at": time.time()}))
             coordinator = self._rebuild(before)
+        except ReadOnly as error:
+            if self.retry_at - self._since > READ_ONLY_S:
+                raise StoreBroken(error.sentence) from error
+            return None
         except DiskFull:
             return None
         events = [*self._opening(before), *self._kept]

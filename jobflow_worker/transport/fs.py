@@ -9,17 +9,21 @@ Rules
   directory that the manager lists. So nobody ever looks in vain for a name that is to come,
   which a network file system would believe missing for up to a minute.
 * Looking starts at milliseconds when an answer is expected and doubles up to half a heartbeat:
-  an idle worker costs two operations per look and two per report.
+  an idle worker costs two operations per look and three per report.
+* Every file is sealed with the session's mail key. The key is looked at before each writing, so
+  that a worker follows a manager whose keys were made anew.
 * No file error is raised: the writing is tried again, and the session's own patience decides.
 """
 
 from __future__ import annotations
 
+import errno
+import os
 import secrets
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from jobflow_worker.keyfile import CurveKeys
+from jobflow_worker.keyfile import CurveKeys, KeyFileError, mail_key_path, read_mail_key
 from jobflow_worker.messages import Envelope, Heartbeat, Welcome
 from jobflow_worker.sessionfiles import SessionPaths, UnsafeFileError, write_private
 from jobflow_worker.transport import mailfile
@@ -47,6 +51,9 @@ class FsLink:
         self._out = paths.mail_out / worker_id
         self._in = paths.mail_in / worker_id
         self._new = paths.mail_new / worker_id
+        self._key_path = mail_key_path(paths)
+        self._key_mark: tuple[int, ...] = ()
+        self._seal: mailfile.Seal | None = None
         self._worker_id = worker_id
         self._clock = clock
         self._look_s_max = max(heartbeat_s / 2, LOOK_S_MIN)
@@ -78,7 +85,7 @@ class FsLink:
         return False
 
     def rekey(self, keys: CurveKeys | None) -> None:
-        """Nothing to do: the session directory itself is the proof."""
+        """Nothing to do: who can read the mail key is of this session."""
 
     def sockets(self) -> list[Pollable]:
         return []
@@ -97,15 +104,17 @@ class FsLink:
         frames, complaints, full = fit_mailbox(envelopes)
         pace = pace_of_worker(envelopes, self._pace)
         try:
+            seal = self._sealer()
             if not self._registered:
                 empty = mailfile.pack([], self._next_serial(), mailfile.IDLE)
-                write_private(self._out, empty, fsync=False)
+                write_private(self._out, seal.put(empty, f"out/{self._worker_id}"), fsync=False)
             content = mailfile.pack(frames, self._next_serial(), pace)
-            write_private(self._in, content, fsync=False)
+            write_private(self._in, seal.put(content, f"in/{self._worker_id}"), fsync=False)
             if not self._registered:
                 write_private(self._new, b"", fsync=False)
-        except OSError as error:
-            self._complain(f"the mailbox cannot be written: {error.strerror}; trying again")
+        except (OSError, KeyFileError) as error:
+            why = error.strerror if isinstance(error, OSError) else error
+            self._complain(f"the mailbox cannot be written: {why}; trying again")
             self._retry_s = min(self._retry_s * 2, _RETRY_S_MAX)
             self._retry_at = now + self._retry_s
             return
@@ -116,6 +125,15 @@ class FsLink:
         self._pace = pace
         self._full = full
         self._complaints += complaints
+
+    def _sealer(self) -> mailfile.Seal:
+        """The seal as of now; read again only if the key file is another one."""
+        info = os.stat(self._key_path, follow_symlinks=False)
+        mark = (info.st_ino, info.st_mtime_ns, info.st_mode, info.st_uid)
+        if self._seal is None or mark != self._key_mark:
+            self._seal = mailfile.Seal(read_mail_key(self._key_path).mail_secret.encode())
+            self._key_mark = mark
+        return self._seal
 
     def _next_serial(self) -> int:
         self._serial += 1
@@ -143,8 +161,8 @@ class FsLink:
             self._look_at = now + self._look_s
             return []
         try:
-            mail = mailfile.unpack(data)
-        except mailfile.Torn as error:
+            mail = mailfile.unpack(self._sealer().open(data, f"out/{self._worker_id}"))
+        except (mailfile.Torn, mailfile.Forged, KeyFileError, OSError) as error:
             self._torn += 1
             if self._torn >= _TORN_PATIENCE:
                 self._complain(f"the manager's mailbox is not readable: {error}")
@@ -197,9 +215,14 @@ class FsLink:
 def write_spool(paths: SessionPaths, worker_id: str, outbox: Sequence[Envelope]) -> bool:
     """Leave the outbox for a manager that could not be reached; durable when this returns.
 
-    False if some of it did not fit. Raises OSError.
+    False if some of it did not fit. Raises OSError, also for a mail key that cannot be used.
     """
+    try:
+        key = read_mail_key(mail_key_path(paths))
+    except KeyFileError as error:
+        raise PermissionError(errno.EACCES, str(error)) from None
     frames, _, cut = fit_mailbox(outbox)
     content = mailfile.pack(frames, secrets.randbits(62), mailfile.IDLE)
-    write_private(paths.spool / worker_id, content)
+    sealed = mailfile.Seal(key.mail_secret.encode()).put(content, f"spool/{worker_id}")
+    write_private(paths.spool / worker_id, sealed)
     return not cut

@@ -1,11 +1,14 @@
-"""A mailbox file: its layout, and how to tell that it is whole and new.
+"""A mailbox file: its layout, and how to tell that it is whole, new, and of this session.
 
     magic 6 | version 1 | pace 1 | serial 8 | length 4 | CRC-32 4 | then frames: length 4, bytes
+    and at the end of the file its seal: HMAC-SHA-256, 32 bytes, of its place and all the above
 
 Rules
 -----
 * The checksum covers everything but itself. A file whose header and checksum do not agree with
   its content is torn: read again later, never half used.
+* The seal is made with the session's mail key, for one directory and name. A whole file without
+  the right one was put there by somebody or something else: forged, never read at all.
 * The serial changes with every writing, so a reader knows an unchanged file by its header.
 * The pace is the writer's hint for the reader: how soon to look again. It is never trusted for
   anything else.
@@ -17,9 +20,11 @@ Used by the fs transport and by the daemon's mailbox process, which must stay sm
 from __future__ import annotations
 
 import errno
+import hmac
 import struct
 import zlib
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -32,8 +37,9 @@ _HEAD: Final = struct.Struct(">6sBBQI")
 _CRC: Final = struct.Struct(">I")
 _FRAME: Final = struct.Struct(">I")
 HEADER_BYTES: Final = _HEAD.size + _CRC.size
+SEAL_BYTES: Final = 32
 
-#: Header, and a length before each of at most a few hundred frames.
+#: Header and seal, and a length before each of at most a few hundred frames.
 FILE_BYTES_MAX: Final = limits.MAILBOX_BYTES_MAX + 64 * limits.KIB
 
 #: On NFS a file that was replaced between open and read is stale; its successor is there at once.
@@ -47,6 +53,39 @@ BUSY: Final = 2
 
 class Torn(ValueError):
     """Not a whole mailbox file, for the reason given; it may be whole a moment later."""
+
+
+class Forged(ValueError):
+    """A whole mailbox file that nobody of this session wrote for this place."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seal:
+    """The session's mail key at work. A place is a directory and a name: `in/<worker id>`."""
+
+    key: bytes = field(repr=False)
+
+    def put(self, data: bytes, place: str) -> bytes:
+        """The mailbox file's bytes, sealed for this place."""
+        return data + self._mac(data, place)
+
+    def open(self, sealed: bytes, place: str) -> bytes:
+        """What was sealed. Raises `Torn`, and `Forged` for a whole file without the right seal."""
+        data = sealed[:-SEAL_BYTES]
+        try:
+            check(data)
+        except Torn:
+            if _is_whole(sealed):
+                raise Forged("it has no seal") from None
+            raise
+        if not hmac.compare_digest(sealed[-SEAL_BYTES:], self._mac(data, place)):
+            raise Forged("its seal is not of this session and place")
+        return data
+
+    def _mac(self, data: bytes, place: str) -> bytes:
+        mac = hmac.new(self.key, place.encode() + b"\0", "sha256")
+        mac.update(data)
+        return mac.digest()
 
 
 class Mail(NamedTuple):
@@ -86,6 +125,14 @@ def check(data: bytes) -> None:
         raise Torn("checksum and content disagree")
 
 
+def _is_whole(data: bytes) -> bool:
+    try:
+        check(data)
+    except Torn:
+        return False
+    return True
+
+
 def unpack(data: bytes) -> Mail:
     """Raises `Torn` for anything that `pack` did not make."""
     check(data)
@@ -106,7 +153,7 @@ def unpack(data: bytes) -> Mail:
 def read_if_new(path: Path | str, known: bytes) -> bytes | None:
     """The content of a mailbox file, or None if its header is still `known`.
 
-    Not yet checked for wholeness. Raises OSError and `UnsafeFileError`.
+    Neither checked for wholeness nor for its seal. Raises OSError and `UnsafeFileError`.
     """
     for _ in range(STALE_TRIES - 1):
         try:

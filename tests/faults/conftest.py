@@ -55,3 +55,47 @@ def fill(small_disk: Path) -> Callable[[], Path]:
         return ballast
 
     return fill_it
+
+
+class FailingDisk:
+    """A small ext4 on a loop device that can be told to have had an error."""
+
+    def __init__(self, image: Path, place: Path) -> None:
+        self.place = place
+        self._image = image
+
+    def mount(self) -> None:
+        options = "loop,errors=remount-ro"
+        subprocess.run(["mount", "-o", options, str(self._image), str(self.place)], check=True)
+
+    def fail(self) -> None:
+        """From now on every write ends with EROFS, also through what is open."""
+        device = os.stat(self.place).st_dev
+        name = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}").resolve().name
+        Path(f"/sys/fs/ext4/{name}/trigger_fs_error").write_text("1")
+
+    def mend(self) -> None:
+        """What an administrator does: unmount, check, mount."""
+        subprocess.run(["umount", str(self.place)], check=True)
+        subprocess.run(["e2fsck", "-fy", str(self._image)], check=False, capture_output=True)
+        self.mount()
+
+
+@pytest.fixture
+def failing_disk(tmp_path: Path) -> Iterator[FailingDisk]:
+    """Root and loop devices only: without, the test is skipped (an error with CI set)."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small file system needs root")
+    image, place = tmp_path / "image", tmp_path / "disk"
+    place.mkdir(mode=0o700)
+    with image.open("wb") as file:
+        file.truncate(64 * 1024 * 1024)
+    disk = FailingDisk(image, place)
+    try:
+        subprocess.run(["mkfs.ext4", "-q", str(image)], check=True, capture_output=True)
+        disk.mount()
+        place.chmod(0o700)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"no ext4 on a loop device here: {error}")
+    yield disk
+    subprocess.run(["umount", "-l", str(place)], check=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from .bench import Bench, state_of
+from .conftest import FailingDisk
 
 pytestmark = pytest.mark.slow
 TASKS = 60
@@ -105,3 +106,27 @@ def test_what_was_generated_while_the_disk_was_full_comes_later(
     bench.until(lambda: bench.ask("status")["tasks"]["total"] == n, "all tasks", 60)
     bench.ask("shutdown", now=True)
     assert bench.ended(daemon) == 4
+
+
+def test_a_file_system_that_turns_read_only_is_waited_for_and_loses_nothing(
+    bench: Bench, failing_disk: FailingDisk
+) -> None:
+    """RELIABILITY D4: ext4 does this after an error of its disk."""
+    bench.place = failing_disk.place
+    flags = ("--workers", "2", "--shared-dir", str(failing_disk.place))
+    daemon = bench.start(*flags, mode="zmq", n=TASKS, s=0.2)
+    bench.until(bench.serving, "the daemon to serve")
+    bench.until(lambda: succeeded(bench) >= 5, "the first results")
+
+    done = succeeded(bench)
+    failing_disk.fail()
+    bench.until(lambda: state(bench) == "degraded", "the degraded mode")
+    assert "read-only" in bench.ask("status")["state_reason"]
+    bench.clear()
+    bench.ended(daemon)
+    failing_disk.mend()
+    daemon = bench.start(*flags, mode="zmq", n=TASKS, s=0.2)
+    bench.until(bench.serving, "the next daemon to serve")
+    assert succeeded(bench) >= done
+    assert bench.ended(daemon) == 0, bench.printed()
+    assert bench.verdict(TASKS).problems == []

@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 
 from jobflow_worker import limits
+from jobflow_worker.keyfile import MailKeyFile, mail_key_path
 from jobflow_worker.messages import (
     MANAGER,
     WORKER,
@@ -54,6 +55,7 @@ from jobflow_worker.transport import mailfile
 from jobflow_worker.transport.framing import to_frames
 from jobflow_worker.transport.fs import FsLink, write_spool
 from jobflowd import mailpipe
+from jobflowd.foreign import FOREIGN_MAX
 from jobflowd.mailboxes import Mail, MailboxClient
 from jobflowd.mailchild import BROKEN_PATIENCE, OPENS_BURST, MailReader
 from jobflowd.mailpipe import Note
@@ -83,6 +85,20 @@ def outcome(counter: int, size: int = 10, items: int = 1) -> TaskFinished:
     return TaskFinished(0, tuple(done))
 
 
+#: The mail key of every session here.
+SEAL = mailfile.Seal(b"ab" * 20)
+
+
+def seal_file(path: Path, data: bytes) -> None:
+    """Write a mailbox file as its owner does."""
+    write_private(path, SEAL.put(data, f"{path.parent.name}/{path.name}"), fsync=False)
+
+
+def opened(path: Path) -> bytes:
+    """What is in a sealed file."""
+    return SEAL.open(path.read_bytes(), f"{path.parent.name}/{path.name}")
+
+
 def content(*envelopes: Envelope, serial: int = 1, pace: int = mailfile.IDLE) -> bytes:
     return mailfile.pack(to_frames(envelopes)[0], serial, pace)
 
@@ -104,6 +120,7 @@ def clock() -> Clock:
 def paths(tmp_path: Path) -> SessionPaths:
     one = SessionPaths(tmp_path / "session")
     one.make()
+    write_private(mail_key_path(one), MailKeyFile("s1", SEAL.key.decode()).encode())
     return one
 
 
@@ -265,7 +282,7 @@ def test_the_registration_comes_last(
     monkeypatch.setattr(os, "rename", rename)
     link.send([said(REGISTER)], lambda: [said(REGISTER)])
     assert order == ["out", "in", "new"]
-    assert mailfile.unpack((paths.mail_out / ID).read_bytes()).frames == []
+    assert mailfile.unpack(opened(paths.mail_out / ID)).frames == []
     link.send([said(beat(1))], lambda: [said(beat(1))])
     assert order == ["out", "in", "new", "in"]
 
@@ -274,7 +291,7 @@ def test_the_managers_mailbox_is_taken_once(
     paths: SessionPaths, link: FsLink, clock: Clock
 ) -> None:
     link.send([said(REGISTER)], lambda: [said(REGISTER)])
-    write_private(paths.mail_out / ID, content(answer(WELCOME)))
+    seal_file(paths.mail_out / ID, content(answer(WELCOME)))
     due = link.next_poll(clock.now)
     assert due is not None
     assert due - clock.now <= 0.002
@@ -283,7 +300,7 @@ def test_the_managers_mailbox_is_taken_once(
     for _ in range(5):
         clock.now += 20
         assert link.receive().envelopes == []
-    write_private(paths.mail_out / ID, content(answer(WELCOME), serial=2))
+    seal_file(paths.mail_out / ID, content(answer(WELCOME), serial=2))
     clock.now += 20
     assert link.receive().envelopes == [answer(WELCOME)]
 
@@ -295,7 +312,7 @@ def test_a_torn_mailbox_is_read_again_and_then_told_of_once(
     clock.now += 1
     link.receive()
     whole = content(answer(WELCOME), serial=5)
-    write_private(paths.mail_out / ID, whole[:-3])
+    seal_file(paths.mail_out / ID, whole[:-3])
     complaints = []
     for _ in range(8):
         clock.now += 20
@@ -303,7 +320,7 @@ def test_a_torn_mailbox_is_read_again_and_then_told_of_once(
         assert inbox.envelopes == []
         complaints += inbox.complaints
     assert len(complaints) == 1
-    write_private(paths.mail_out / ID, whole)
+    seal_file(paths.mail_out / ID, whole)
     clock.now += 20
     assert link.receive().envelopes == [answer(WELCOME)]
 
@@ -339,7 +356,7 @@ def test_a_worker_taken_for_gone_registers_again_with_its_next_report(
     link.send([said(beat(2))], lambda: [said(beat(2))])
     for directory in (paths.mail_in, paths.mail_out, paths.mail_new):
         assert (directory / ID).exists()
-    write_private(paths.mail_out / ID, content(answer(replace(WELCOME, again=True))))
+    seal_file(paths.mail_out / ID, content(answer(replace(WELCOME, again=True))))
     clock.now += 20
     assert len(link.receive().envelopes) == 1
 
@@ -350,7 +367,7 @@ def test_a_full_outbox_keeps_the_newest_report(paths: SessionPaths, link: FsLink
     assert not link.full
     link.send(outbox, lambda: [*outbox, said(beat(2), 91)])
     assert link.full
-    data = (paths.mail_in / ID).read_bytes()
+    data = opened(paths.mail_in / ID)
     assert len(data) <= mailfile.FILE_BYTES_MAX
     assert mailfile.unpack(data).frames[0] == to_frames([said(beat(2), 91)])[0][0]
     link.send([], lambda: [said(beat(3), 92)])
@@ -370,9 +387,10 @@ def test_writing_is_tried_again_until_the_directory_is_there(tmp_path: Path, clo
         assert link.receive().complaints == []
     state = [said(beat(4), 4)]
     paths.make()
+    write_private(mail_key_path(paths), MailKeyFile("s1", SEAL.key.decode()).encode())
     clock.now += 10
     link.receive()
-    assert (paths.mail_in / ID).read_bytes()[mailfile.HEADER_BYTES + 4 :] == to_frames(state)[0][0]
+    assert opened(paths.mail_in / ID)[mailfile.HEADER_BYTES + 4 :] == to_frames(state)[0][0]
 
 
 def test_an_idle_worker_costs_less_than_one_operation_a_second(
@@ -393,7 +411,8 @@ def test_an_idle_worker_costs_less_than_one_operation_a_second(
                 report = said(beat(hb_seq), hb_seq)
                 link.send([report], lambda report=report: [report])  # type: ignore[misc]
             link.receive()
-    assert calls["stat"] == calls["lstat"] == calls["listdir"] == 0
+    assert calls["lstat"] == calls["listdir"] == 0
+    assert calls["stat"] <= 61, "the key is looked at once a report"
     assert sum(calls.values()) < 600
 
 
@@ -416,7 +435,7 @@ def test_two_links_of_one_identity_never_tear_a_file(paths: SessionPaths, clock:
     for hb_seq in range(1, 50):
         report = said(beat(hb_seq), hb_seq)
         links[hb_seq % 2].send([report], lambda report=report: [report])  # type: ignore[misc]
-        (frame,) = mailfile.unpack((paths.mail_in / ID).read_bytes()).frames
+        (frame,) = mailfile.unpack(opened(paths.mail_in / ID)).frames
         assert frame == to_frames([report])[0][0]
 
 
@@ -429,7 +448,7 @@ class Reading:
     def __init__(self, paths: SessionPaths, clock: Clock) -> None:
         self.clock = clock
         self.notes: list[Note] = []
-        self.reader = MailReader(paths, HEARTBEAT_S, clock, self.notes.append)
+        self.reader = MailReader(paths, HEARTBEAT_S, clock, self.notes.append, SEAL)
 
     def run(self, seconds: float) -> list[Note]:
         """What it reports in this time, as if nothing else ran."""
@@ -455,7 +474,7 @@ def reading(paths: SessionPaths, clock: Clock) -> Reading:
 
 
 def register(paths: SessionPaths, worker_id: str, data: bytes) -> None:
-    write_private(paths.mail_in / worker_id, data, fsync=False)
+    seal_file(paths.mail_in / worker_id, data)
     write_private(paths.mail_new / worker_id, b"", fsync=False)
 
 
@@ -474,7 +493,7 @@ def test_a_new_mailbox_is_found_and_read_once(paths: SessionPaths, reading: Read
     ]
     assert len(times) >= 5
     assert times == sorted(times)
-    write_private(paths.mail_in / ID, content(said(beat(1)), serial=2))
+    seal_file(paths.mail_in / ID, content(said(beat(1)), serial=2))
     written_at = reading.clock.now
     (mail,) = [one for one in reading.run(HEARTBEAT_S) if one.kind == mailpipe.MAIL]
     assert written_at <= mail.at <= written_at + HEARTBEAT_S / 2 + 0.2
@@ -483,7 +502,7 @@ def test_a_new_mailbox_is_found_and_read_once(paths: SessionPaths, reading: Read
 def test_mailboxes_and_spools_from_before_are_read_before_all_is_said(
     paths: SessionPaths, clock: Clock
 ) -> None:
-    write_private(paths.mail_in / ID, content(said(REGISTER)))
+    seal_file(paths.mail_in / ID, content(said(REGISTER)))
     write_spool(paths, OTHER, [said(outcome(1), 1, OTHER)])
     reading = Reading(paths, clock)
     reading.reader.begin()
@@ -500,10 +519,11 @@ def test_mailboxes_and_spools_from_before_are_read_before_all_is_said(
 
 def test_hostile_names_and_files_are_passed_over(paths: SessionPaths, reading: Reading) -> None:
     good = content(said(REGISTER))
-    for name in (".nfs0001", f".{ID}.tmp", "notes.txt", "w-XYZ", "-rf", "a\nb"):
+    hidden, odd = (".nfs0001", f".{ID}.tmp"), ("notes.txt", "w-XYZ", "-rf", "a\nb")
+    for name in (*hidden, *odd):
         write_private(paths.mail_new / name, b"")
         write_private(paths.mail_in / name, good)
-    write_private(paths.root / "elsewhere", good)
+    seal_file(paths.root / "elsewhere", good)
     kinds = {n: f"k-{n:016x}" for n in range(5)}
     for worker_id in kinds.values():
         write_private(paths.mail_new / worker_id, b"")
@@ -515,13 +535,147 @@ def test_hostile_names_and_files_are_passed_over(paths: SessionPaths, reading: R
         write_private(paths.mail_in / kinds[4], good)
         os.chown(paths.mail_in / kinds[4], 65534, 65534)
     register(paths, ID, good)
-    reading.run(60)
+    reading.run(15)
     assert reading.of(mailpipe.MAIL) == [ID]
     assert sorted(reading.of(mailpipe.COMPLAINT)) == sorted(kinds.values())
+    assert {one.name for one in paths.mail_new.iterdir()} == {ID, *hidden, *kinds.values()}
     # They were read in vain, and said to be read: a broken mailbox must not hold a lease.
     same = b"\n".join(one.data for one in reading.notes if one.kind == mailpipe.SAME).decode()
     for worker_id in kinds.values():
         assert worker_id in same
+
+
+def foreign(reading: Reading) -> list[str]:
+    """What was said of foreign files."""
+    return [one.data.decode() for one in reading.notes if one.kind == mailpipe.FOREIGN]
+
+
+def test_a_forged_mailbox_goes_to_quarantine_when_its_worker_would_have_replaced_it(
+    paths: SessionPaths, reading: Reading
+) -> None:
+    good = content(said(REGISTER))
+    forgeries = {
+        "k-0000000000000001": good,  # no seal
+        "k-0000000000000002": mailfile.Seal(b"cd" * 20).put(good, "in/k-0000000000000002"),
+        "k-0000000000000003": SEAL.put(good, f"in/{ID}"),  # another worker's file
+        "k-0000000000000004": SEAL.put(good, "out/k-0000000000000004"),  # the manager's own
+    }
+    for name, data in forgeries.items():
+        write_private(paths.mail_in / name, data)
+        write_private(paths.mail_new / name, b"")
+    reading.run(HEARTBEAT_S)
+    assert reading.of(mailpipe.MAIL) == []
+    assert sorted(reading.of(mailpipe.COMPLAINT)) == sorted(forgeries)
+    assert foreign(reading) == []
+    reading.run(3 * HEARTBEAT_S)
+    assert reading.of(mailpipe.MAIL) == []
+    assert len(foreign(reading)) == len(forgeries)
+    kept = list(paths.quarantine.iterdir())
+    assert {one.read_bytes() for one in kept} == set(forgeries.values())
+    assert list(paths.mail_in.iterdir()) == []
+    # The worker itself is not locked out by what others put under its name.
+    name = "k-0000000000000002"
+    seal_file(paths.mail_in / name, content(said(beat(1), sender=name), serial=9))
+    reading.run(HEARTBEAT_S)
+    assert reading.of(mailpipe.MAIL) == [name]
+
+
+def test_a_mailbox_that_its_worker_mends_in_time_is_not_moved(
+    paths: SessionPaths, reading: Reading
+) -> None:
+    """Keys that were made anew: what was written before is not of this session any more."""
+    write_private(paths.mail_in / ID, mailfile.Seal(b"cd" * 20).put(content(), f"in/{ID}"))
+    write_private(paths.mail_new / ID, b"")
+    reading.run(HEARTBEAT_S)
+    seal_file(paths.mail_in / ID, content(said(beat(1)), serial=2))
+    reading.run(3 * HEARTBEAT_S)
+    assert reading.of(mailpipe.MAIL) == [ID]
+    assert list(paths.quarantine.iterdir()) == []
+
+
+def test_forged_spools_and_odd_names_go_to_quarantine_at_once(
+    paths: SessionPaths, clock: Clock
+) -> None:
+    write_private(paths.spool / OTHER, content(said(outcome(1), 1, OTHER)))
+    os.mkfifo(paths.spool / ID)
+    (paths.spool / "report (copy).txt").symlink_to("/etc/passwd")
+    (paths.mail_new / "k-0000000000000001").mkdir()
+    reading = Reading(paths, clock)
+    reading.reader.begin()
+    reading.run(1)
+    assert reading.of(mailpipe.SPOOL) == []
+    assert list(paths.spool.iterdir()) == list(paths.mail_new.iterdir()) == []
+    plain = {one.name.partition("-")[2] for one in paths.quarantine.iterdir()}
+    wanted = {f"spool-{OTHER}", f"spool-{ID}", "spool-report__copy_.txt", "new-k-0000000000000001"}
+    assert plain == wanted
+    assert len(foreign(reading)) == 4
+    assert [one.at for one in reading.notes if one.kind == mailpipe.FOREIGN][-1] == 4
+    for one in paths.quarantine.iterdir():
+        one.rmdir() if one.is_dir() and not one.is_symlink() else one.unlink()
+    reading.run(61)
+    assert foreign(reading) == [""], "the warning ends when they are removed"
+
+
+def test_the_quarantine_is_bounded_and_each_find_is_told_of_once(
+    paths: SessionPaths, reading: Reading
+) -> None:
+    for n in range(2 * FOREIGN_MAX + 50):
+        write_private(paths.mail_new / f"junk {n}", b"", fsync=False)
+    reading.run(60)
+    assert len(list(paths.quarantine.iterdir())) == FOREIGN_MAX
+    told = [sentence for sentence in foreign(reading) if sentence]
+    assert len(told) == len(set(told)) == 2 * FOREIGN_MAX
+    assert len(list(paths.mail_new.iterdir())) == FOREIGN_MAX + 50
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_another_users_registration_is_moved_away(paths: SessionPaths, reading: Reading) -> None:
+    write_private(paths.mail_new / OTHER, b"")
+    os.chown(paths.mail_new / OTHER, 65534, 65534)
+    seal_file(paths.mail_in / OTHER, content(said(REGISTER, 1, OTHER)))
+    os.chown(paths.mail_in / OTHER, 65534, 65534)
+    reading.run(30)
+    assert reading.of(mailpipe.MAIL) == []
+    assert ["belongs to user 65534" in one for one in foreign(reading)] == [True]
+
+
+def test_a_worker_reads_nothing_forged_and_follows_a_new_key(
+    paths: SessionPaths, link: FsLink, clock: Clock
+) -> None:
+    link.send([said(REGISTER)], lambda: [said(REGISTER)])
+    write_private(paths.mail_out / ID, SEAL.put(content(answer(WELCOME)), f"in/{ID}"))
+    complaints = []
+    for _ in range(5):
+        clock.now += 20
+        inbox = link.receive()
+        assert inbox.envelopes == []
+        complaints += inbox.complaints
+    assert complaints == [
+        "the manager's mailbox is not readable: its seal is not of this session and place"
+    ]
+    new = mailfile.Seal(b"ef" * 20)
+    write_private(mail_key_path(paths), MailKeyFile("s1", new.key.decode()).encode())
+    link.send([said(beat(2))], lambda: [said(beat(2))])
+    new.open((paths.mail_in / ID).read_bytes(), f"in/{ID}")
+    write_private(paths.mail_out / ID, new.put(content(answer(WELCOME), serial=3), f"out/{ID}"))
+    clock.now += 20
+    assert link.receive().envelopes == [answer(WELCOME)]
+
+
+def test_without_its_key_a_worker_writes_nothing_and_tries_again(
+    paths: SessionPaths, link: FsLink, clock: Clock
+) -> None:
+    path = mail_key_path(paths)
+    path.chmod(0o640)
+    link.send([said(REGISTER)], lambda: [said(REGISTER)])
+    assert not (paths.mail_in / ID).exists()
+    assert "open to others" in link.receive().complaints[0]
+    with pytest.raises(PermissionError, match="open to others"):
+        write_spool(paths, ID, [said(outcome(1))])
+    path.chmod(0o600)
+    clock.now += 20
+    link.receive()
+    assert (paths.mail_in / ID).exists()
 
 
 def test_a_torn_mailbox_is_read_again_soon(paths: SessionPaths, reading: Reading) -> None:
@@ -529,7 +683,7 @@ def test_a_torn_mailbox_is_read_again_soon(paths: SessionPaths, reading: Reading
     register(paths, ID, whole[:-1])
     reading.run(0.1)
     assert reading.notes == [] or reading.of(mailpipe.MAIL) == []
-    write_private(paths.mail_in / ID, whole)
+    seal_file(paths.mail_in / ID, whole)
     reading.run(6)
     assert reading.of(mailpipe.MAIL) == [ID]
 
@@ -609,7 +763,7 @@ def test_an_idle_mailbox_costs_less_than_one_operation_a_second(
 def test_a_busy_worker_is_looked_at_twice_a_second(paths: SessionPaths, reading: Reading) -> None:
     register(paths, ID, content(said(beat(1, (Held("t", 1),))), pace=mailfile.BUSY))
     reading.run(60)
-    write_private(paths.mail_in / ID, content(said(outcome(1)), serial=2, pace=mailfile.FLOW))
+    seal_file(paths.mail_in / ID, content(said(outcome(1)), serial=2, pace=mailfile.FLOW))
     written_at = reading.clock.now
     (mail,) = [one for one in reading.run(5) if one.kind == mailpipe.MAIL]
     assert mail.at - written_at <= 0.65
@@ -619,8 +773,10 @@ def test_five_thousand_mailboxes_fit_into_a_pass(paths: SessionPaths, reading: R
     count = int(OPENS_BURST)
     data = content(said(beat(1)))
     for n in range(count):
-        for directory, text in ((paths.mail_in, data), (paths.mail_new, b"")):
-            fd = os.open(directory / f"w-{n:016x}", os.O_WRONLY | os.O_CREAT, 0o600)
+        name = f"w-{n:016x}"
+        sealed = SEAL.put(data, f"in/{name}")
+        for directory, text in ((paths.mail_in, sealed), (paths.mail_new, b"")):
+            fd = os.open(directory / name, os.O_WRONLY | os.O_CREAT, 0o600)
             os.write(fd, text)
             os.close(fd)
     began = time.perf_counter()
@@ -769,12 +925,12 @@ def test_closing_lets_the_last_posts_out(paths: SessionPaths) -> None:
     for worker_id in workers:
         # News that nobody takes in any more must not cost the posts behind it.
         news = said(outcome(2, 60_000, 5), 2, worker_id)
-        write_private(paths.mail_in / worker_id, content(news, serial=2))
+        seal_file(paths.mail_in / worker_id, content(news, serial=2))
         spec = (Assignment("t", 1, b"s" * 60_000, None, None),)
         client.post(worker_id, [answer(Assign(1, 1, 0, spec), 1, worker_id)])
     client.close(10.0)
     for worker_id in workers:
-        assert len(mailfile.unpack((paths.mail_out / worker_id).read_bytes()).frames) == 1
+        assert len(mailfile.unpack(opened(paths.mail_out / worker_id)).frames) == 1
     assert client.receive() == []
 
 

@@ -362,7 +362,7 @@ def test_another_hosts_session_is_taken_after_five_silent_minutes(
     assert "login3" in said[0]
     assert read_owner(paths.owner) == held.owner
     assert sorted(os.listdir(paths.root)) == sorted(
-        ["keys", "launches", "lock", "mail", "owner.json", "results", "spool"]
+        ["keys", "launches", "lock", "mail", "owner.json", "quarantine", "results", "spool"]
     )
     held.release()
 

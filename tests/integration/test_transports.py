@@ -39,6 +39,7 @@ from jobflow_worker.sessionfiles import Beacon, SessionPaths, write_beacon
 from jobflow_worker.transport.auto import AutoLink, open_link
 from jobflow_worker.transport.base import Inbox, Link
 from jobflow_worker.transport.zmq import CurveKeys, ZmqLink
+from jobflowd.keys import open_mail_key
 from jobflowd.zmqserver import BindError, CurveServer, Received, ZmqServer
 
 ID = "w-0123456789abcdef"
@@ -644,6 +645,7 @@ def test_without_a_handler_everybody_is_refused(curve: CurveServer) -> None:
 def paths(tmp_path: Path) -> SessionPaths:
     one = SessionPaths(tmp_path / "session")
     one.make()
+    open_mail_key(one, "session", fresh=True)
     return one
 
 

@@ -120,6 +120,7 @@ def targets() -> list[Target]:
         mailfile.pack(list(frames), 7, mailfile.FLOW)
         for frames in ((), from_worker[:1], from_worker)
     )
+    sealed = (*(_SEAL.put(one, "in/x") for one in mail), *mail)
     beacon = Beacon(1, "open", ("tcp://[::1]:5", "tcp://h:1"), "k" * 40, "p", 1.5, 9).encode()
     calls = (
         api.encode_call(1, "ping", {}),
@@ -132,6 +133,7 @@ def targets() -> list[Target]:
         Target("codec-manager", lambda data: decode_frame(data, sent_by=MANAGER), from_manager),
         Target("mailbox", mailfile.unpack, mail, (mailfile.Torn,)),
         Target("mailbox-sealed", _sealed, mail, (mailfile.Torn,)),
+        Target("mailbox-seal", _seal_opened, sealed, (mailfile.Torn, mailfile.Forged)),
         Target("admin", api.parse_call, calls, (api.BadRequest,)),
         Target("beacon", Beacon.decode, (beacon,), (ValueError,)),
     ]
@@ -145,6 +147,17 @@ def _failed(usage: Usage) -> Failed:
         "exit_code": 3,
     }  # fmt: skip
     return Failed(**{name: values[name] for name in Failed._fields if name in values})
+
+
+_SEAL = mailfile.Seal(b"0123456789abcdef")
+
+
+def _seal_opened(data: bytes) -> object:
+    """A mailbox as it is read: nothing that the seal's holder did not write may come out."""
+    content = _SEAL.open(data, "in/x")
+    if _SEAL.put(content, "in/x") != data:
+        raise Finding(f"a seal was opened that is not ours\ninput {data.hex()}")
+    return content
 
 
 def _sealed(data: bytes) -> object:

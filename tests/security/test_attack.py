@@ -26,8 +26,9 @@ from peers import frame, keys, link_to, pair, register, said, until
 from test_gate import fake_refuser
 
 from jobflow_worker.keyfile import KeyFile, read_key_file
-from jobflow_worker.messages import HAND
-from jobflow_worker.sessionfiles import Beacon, SessionPaths, read_beacon
+from jobflow_worker.messages import HAND, Finished, TaskFinished, Usage
+from jobflow_worker.sessionfiles import Beacon, SessionPaths, read_beacon, write_private
+from jobflow_worker.transport import mailfile
 from jobflowd.api import socket_paths
 from jobflowd.zmqserver import CurveServer, ZmqServer
 
@@ -79,7 +80,8 @@ def secrets_of(world: World) -> dict[str, str]:
     found = {}
     for path in (world.root / "keys").glob("*.key"):
         values = json.loads(path.read_text())
-        found[path.name] = values.get("client_secret") or values["server_secret"]
+        words = ("client_secret", "server_secret", "mail_secret")
+        found[path.name] = next(values[word] for word in words if word in values)
     return found
 
 
@@ -255,12 +257,12 @@ def test_keys_go_with_their_launch_and_with_the_run(world: World) -> None:
     """T5."""
     daemon = world.start("--workers", "2", n=6, spec=WAIT)
     world.until_running(2)
-    assert len(secrets_of(world)) == 4
+    assert len(secrets_of(world)) == 5
     world.ctl("scale", "1")
-    world.until(lambda: len(secrets_of(world)) == 3, "one key less", 30)
+    world.until(lambda: len(secrets_of(world)) == 4, "one key less", 30)
     world.open_gate()
     world.ended(daemon, 0)
-    assert set(secrets_of(world)) == {"server.key"}
+    assert set(secrets_of(world)) == {"server.key", "mail.key"}
 
 
 @pytest.mark.parametrize("how", ["unknown", "open"])
@@ -315,7 +317,7 @@ def test_plaintext_is_said_at_every_start_and_in_status(world: World) -> None:
     assert beacon_of(world).server_public is None
     assert any("--insecure-plaintext" in one for one in world.ctl("status")["warnings"])
     assert "--insecure-plaintext" in world.cli.run("jobflowctl", "-s", "t1", "status").stdout
-    assert not list((world.root / "keys").iterdir())
+    assert set(secrets_of(world)) == {"mail.key"}
     kill(daemon.process.pid)
     daemon.process.wait()
     again = world.again("--insecure-plaintext")
@@ -355,7 +357,7 @@ def test_key_material_is_nowhere_but_in_the_key_files(world: World) -> None:
     daemon = world.start("--workers", "2", "--telemetry-mode", "file", tasks=tasks, token=TOKEN)
     world.until_running(2)
     secrets = secrets_of(world)
-    assert len(secrets) == 4
+    assert len(secrets) == 5
     seen: dict[str, bytes] = {}
     processes = processes_of(world)
     assert len(processes) >= 5
@@ -528,16 +530,50 @@ def test_planted_names_links_and_fifos_stop_nothing(world: World, mode: str) -> 
         large = directory / f"w-{os.urandom(8).hex()}"
         large.touch()
         os.truncate(large, 1 << 33)
-    time.sleep(2)
+    world.until(lambda: list(paths.quarantine.iterdir()), "the quarantine")
+    world.until(lambda: "foreign files" in " ".join(world.ctl("status")["warnings"]), "status")
     assert world.ask("ping")["pid"] == daemon.process.pid
     world.open_gate()
     world.ended(daemon, 0, 60)
     assert set(world.started().values()) == {1}
+    kept = sorted(one.name for one in paths.quarantine.iterdir())
+    assert not [one for one in kept if not re.fullmatch(r"[A-Za-z0-9._-]+", one)]
+    assert {"new-evil_2020_forged", "new-a_b"} <= {one.partition("-")[2] for one in kept}
     assert target.read_text() == "precious"
     log = world.text_of_log()
     assert "Traceback" not in log
     assert "\x1b" not in log
     assert "\n2020 forged" not in log
+    assert "a foreign file was moved to" in log
+
+
+def test_forged_mailboxes_are_not_believed_and_go_to_quarantine(world: World) -> None:
+    """T15: this user's own files, whole and well-formed, but without the session's seal."""
+    flags = ("--workers", "1", "--heartbeat-interval", "0.5")
+    daemon = world.start(*flags, mode="fs", n=2, spec=WAIT)
+    world.until_running(1)
+    paths = SessionPaths(world.root)
+    real = world.workers()[0]["worker_id"]
+    (task,) = world.until(lambda: world.workers()[0]["running"], "the report")
+    usage = Usage(0.0, 0.0, 0)
+    lie = TaskFinished(0, (Finished(task, 1, b"\x80", None, usage, "forged"),))
+    for number, sender in enumerate((real, "w-00000000deadbeef")):
+        data = mailfile.pack([frame(lie, sender=sender)], 7, mailfile.FLOW)
+        if number:
+            data = mailfile.Seal(os.urandom(20)).put(data, f"in/{sender}")
+        write_private(paths.mail_in / sender, data)
+        write_private(paths.mail_new / sender, b"")
+    names = {"in-w-00000000deadbeef"}
+    world.until(
+        lambda: names <= {one.name.partition("-")[2] for one in paths.quarantine.iterdir()},
+        "the quarantine",
+    )
+    # The real worker's next report took its own place again.
+    assert [one["worker_id"] for one in world.workers()] == [real]
+    assert world.tasks()["succeeded"] == 0
+    world.open_gate()
+    world.ended(daemon, 0, 60)
+    assert set(world.started().values()) == {1}
 
 
 def plant(path: Path, number: int, target: Path) -> None:

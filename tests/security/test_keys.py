@@ -13,10 +13,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobflow_worker import keyfile
-from jobflow_worker.keyfile import DamagedKeyError, KeyFileError, read_key_file, worker_keys
+from jobflow_worker.keyfile import (
+    DamagedKeyError,
+    KeyFileError,
+    mail_key_path,
+    read_key_file,
+    read_mail_key,
+    worker_keys,
+)
 from jobflow_worker.messages import HAND
 from jobflow_worker.sessionfiles import Beacon, SessionPaths
-from jobflowd.keys import KeyRing
+from jobflow_worker.transport.mailfile import Seal
+from jobflowd.keys import KeyRing, open_mail_key
 
 L1, L2 = "jf-abc-1", "jf-abc-2"
 
@@ -126,7 +134,7 @@ def test_asking_again_makes_nothing_new(paths: SessionPaths) -> None:
     assert client_of(paths, L1) == public
 
 
-@pytest.mark.parametrize("name", ["server", "../x", "a/b", "", ".hidden", "x" * 65, "a\n"])
+@pytest.mark.parametrize("name", ["server", "mail", "../x", "a/b", "", ".hidden", "x" * 65, "a\n"])
 def test_no_launch_writes_elsewhere_or_over_the_managers_key(
     paths: SessionPaths, name: str
 ) -> None:
@@ -160,6 +168,36 @@ def test_damaged_keys_are_made_anew_and_said(paths: SessionPaths, name: str) -> 
         assert (found.client_public, found.server_public) == (before, made.server_public)
     else:
         assert made.holder_of(client_of(paths, name.removesuffix(".key"))) is not None
+
+
+def mail_secret(paths: SessionPaths) -> str:
+    return read_mail_key(mail_key_path(paths)).mail_secret
+
+
+def test_the_mail_key_is_kept_made_anew_and_never_shown(paths: SessionPaths) -> None:
+    """T15: it seals mailboxes in every mode, and outlives launches as their spools do."""
+    assert open_mail_key(paths, "s1", fresh=False) == []
+    path, first = mail_key_path(paths), mail_secret(paths)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    made = ring(paths, L1)
+    made.withdraw()
+    assert open_mail_key(paths, "s1", fresh=False) == []
+    assert mail_secret(paths) == first
+    found = read_mail_key(path)
+    seal = Seal(first.encode())
+    assert not [text for text in (repr(found), str(found), repr(seal)) if first in text]
+    assert open_mail_key(paths, "s1", fresh=True) == []
+    assert mail_secret(paths) != first
+    second = mail_secret(paths)
+    (note,) = open_mail_key(paths, "copy", fresh=False)
+    assert "another session" in note
+    assert mail_secret(paths) != second
+    path.write_bytes(b"{}")
+    (note,) = open_mail_key(paths, "s1", fresh=False)
+    assert "a new one is made" in note
+    path.chmod(0o644)
+    with pytest.raises(KeyFileError, match="open to others"):
+        open_mail_key(paths, "s1", fresh=False)
 
 
 def test_a_key_file_under_another_name_is_not_believed(paths: SessionPaths) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +26,7 @@ KEY_HOLDERS = {
     "jobflow_worker/transport/fs.py",
     "jobflow_worker/transport/zmq.py",
     "jobflowd/keys.py",
+    "jobflowd/mailchild.py",
     "jobflowd/opening.py",
     "jobflowd/performer.py",
 }
@@ -94,3 +97,82 @@ def test_no_name_from_outside_is_looked_up() -> None:
 )
 def test_the_check_finds_what_it_is_for(snippet: str) -> None:
     assert list(looked_up(ast.parse(snippet)))
+
+
+#: Modules that expand what somebody else compressed; zlib is there for its checksum.
+EXPANDERS = {"bz2", "gzip", "lzma", "tarfile", "zipfile", "zipimport", "zstandard", "lz4"}
+
+
+def test_nothing_is_decompressed() -> None:
+    """T12: what has no decompressor cannot be made to swell."""
+    found = []
+    for path in SOURCES:
+        tree = ast.parse(path.read_text())
+        found += [f"{name_of(path)}: {name}" for name in EXPANDERS & set(imported(tree))]
+        found += [
+            f"{name_of(path)}: zlib.{node.attr}"
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id == "zlib"
+            and node.attr != "crc32"
+        ]
+        found += [
+            f"{name_of(path)}: {name}"
+            for name in imported(tree)
+            if name.startswith("zlib.") and name != "zlib.crc32"
+        ]
+    assert not found
+
+
+def declared() -> set[str]:
+    """Names of the packages that pyproject.toml asks for, extras of the dashboard included."""
+    text = (ROOT / "pyproject.toml").read_text()
+    needed = re.search(r"^dependencies = \[\n(.*?)^\]", text, re.DOTALL | re.MULTILINE)
+    extra = re.search(r"^dashboard = \[(.*?)\]", text, re.MULTILINE)
+    assert needed
+    assert extra
+    return set(re.findall(r'"([A-Za-z0-9_-]+)[^"]*"', needed[1] + extra[1]))
+
+
+def test_what_is_imported_is_declared() -> None:
+    """T23: a name that nobody declared is one that somebody else may come to own."""
+    packages = {"zmq": "pyzmq"}
+    own = {"jobflow_worker", "jobflowd", "jobflowctl"}
+    names = declared()
+    assert names == {"pyzmq", "msgpack", "psutil", "typer", "tomli", "textual"}
+    # Packages that come with those, and are part of what they promise.
+    names |= {"rich", "click"}
+    foreign = {
+        (name_of(path), top)
+        for path in SOURCES
+        for name in imported(ast.parse(path.read_text()))
+        if (top := name.partition(".")[0]) not in sys.stdlib_module_names | own | {"__future__"}
+        and packages.get(top, top) not in names
+    }
+    assert not foreign
+
+
+def test_dependencies_are_names_and_versions_only() -> None:
+    text = (ROOT / "pyproject.toml").read_text()
+    assert not re.search(r"://|\s@\s|git\+|index-url|find-links", text.partition("[tool")[0])
+
+
+#: What could bring in code from elsewhere while a daemon or a job runs.
+FETCHERS = {"pip", "ensurepip", "venv", "urllib.request", "http.client", "ftplib", "xmlrpc"}
+
+
+def test_nothing_is_fetched_or_installed() -> None:
+    """T23: no install at the start of a job, nothing downloaded at any time."""
+    found = []
+    for path in SOURCES:
+        tree = ast.parse(path.read_text())
+        found += [f"{name_of(path)}: {name}" for name in FETCHERS & set(imported(tree))]
+        found += [
+            f"{name_of(path)}:{node.lineno}: {node.value!r:.60}"
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Constant)
+            and isinstance(node.value, str)
+            and node.value in ("pip", "conda", "curl", "wget", "uv")
+        ]
+    assert not found

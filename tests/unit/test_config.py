@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -376,6 +377,14 @@ def test_what_was_said_is_recorded_and_said_again(tmp_path: Path) -> None:
     assert again.exclude_host == ("n1",)
     assert again.db_path == tmp_path / "a.db"
     assert recordable(again) == {**record, "slots": 5}
+
+
+def test_a_time_limit_is_recorded_in_seconds_and_read_again(tmp_path: Path) -> None:
+    first = load_from(tmp_path, {"slurm_time": "4h", "lsf_time": "1-12:00:00"})
+    record = json.loads(json.dumps(recordable(first)))
+    again = with_recorded(default_config(), record)
+    assert (again.slurm_time, again.lsf_time) == (first.slurm_time, first.lsf_time)
+    assert again.slurm_time == 4 * 3600
 
 
 def test_a_record_of_another_version_is_taken_with_care() -> None:

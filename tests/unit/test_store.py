@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import sqlite3
 from collections.abc import Iterator
 
@@ -10,6 +11,7 @@ import pytest
 
 from jobflow_worker.messages import Held
 from jobflowd import dbfile, rows, store
+from jobflowd.dbfile import ReadOnly
 from jobflowd.model import (
     AttemptRow,
     Changes,
@@ -407,8 +409,18 @@ def test_a_failure_while_running_is_one_of_three(
         assert told.exit_code == exit_code
 
 
+@pytest.mark.parametrize(("number", "kind"), [(errno.EROFS, ReadOnly), (errno.EIO, StoreBroken)])
+def test_a_write_error_on_a_read_only_file_system_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, number: int, kind: type[StoreError]
+) -> None:
+    monkeypatch.setattr(dbfile, "write_error", lambda _: number)
+    for code, text in ((778, "disk I/O error"), (8, "attempt to write a readonly database")):
+        told = dbfile.running_error("/some/manager.db", sqlite_error(code, text))
+        assert type(told) is kind
+
+
 def test_a_write_error_on_a_full_quota_is_a_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dbfile, "is_full", lambda directory: directory == "/some")
+    monkeypatch.setattr(dbfile, "write_error", {"/some": errno.EDQUOT}.get)
     told = dbfile.running_error("/some/manager.db", sqlite_error(778, "disk I/O error"))
     assert type(told) is DiskFull
 

@@ -50,6 +50,12 @@ class Tasks(TaskProgram):
             time.sleep(0.02)
         return {"i": spec["i"]}
 
+    def talk(self, spec, progress_cb):
+        print(f"before the gate, attempt {current_attempt().attempt}", flush=True)
+        self.wait(spec, progress_cb)
+        print("after the gate")
+        return {}
+
     def sleep(self, spec, progress_cb):
         time.sleep(spec["s"])
         return {}

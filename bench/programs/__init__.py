@@ -1,0 +1,1 @@
+"""Task programs that the benchmarks run, and the swarm of simulated workers."""
