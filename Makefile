@@ -1,6 +1,7 @@
 # make demo     the whole path on real data: install, run, verify, summary
 # make test     the tests; ARGS='tests/unit -x' goes to pytest
 # make check    lint, format, types
+# make bench    every benchmark: bench/results.json and a table; ARGS='--quick' for a smoke test
 # make fmt      format and fix what can be fixed
 # make clean    remove the virtual environment, caches and the demo's files
 #
@@ -11,7 +12,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 p
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check fmt clean
+.PHONY: demo test check bench fmt clean
 
 demo: $(VENV)/.installed-examples
 	@$(BIN)/python -m examples.demo $(ARGS)
@@ -23,6 +24,9 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+bench: $(VENV)/.installed-dev
+	@$(BIN)/python -m bench $(ARGS)
 
 fmt: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix

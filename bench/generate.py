@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--tasks", type=int, default=None)
     args = parse(parser, argv)
     tasks = args.tasks or (20_000 if args.quick else 1_000_000)
-    target = Target("1M under 10 s", at_most=tasks / 1e6 * 10)
+    target = Target("1M under 10 s; first running within 1 s", at_most=tasks / 1e6 * 10)
     result = Result("generate", "s", target)
     result.details = {
         "tasks": tasks,
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for _ in range(args.runs):
         one_run(tasks, result)
     first = result.details["first_running_s"]
-    result.details["first_running_ok"] = quantile(first, 0.5) <= 1.0
+    result.also_ok = quantile(first, 0.5) <= 1.0
     return emit(result)
 
 

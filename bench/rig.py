@@ -42,14 +42,16 @@ class Cost:
     """CPU seconds so far, or bytes of memory now, by kind of process."""
 
     daemon: float = 0.0
-    helpers: float = 0.0
+    generator: float = 0.0
+    mail: float = 0.0
     agents: float = 0.0
     children: float = 0.0
 
     def __sub__(self, other: Cost) -> Cost:
         return Cost(
             self.daemon - other.daemon,
-            self.helpers - other.helpers,
+            self.generator - other.generator,
+            self.mail - other.mail,
             self.agents - other.agents,
             self.children - other.children,
         )
@@ -58,7 +60,7 @@ class Cost:
         """Each by `count`, in parts of `unit`: microseconds a task, by default."""
         return {
             name: round(getattr(self, name) / count * unit, digits)
-            for name in ("daemon", "helpers", "agents", "children")
+            for name in ("daemon", "generator", "mail", "agents", "children")
         }
 
 
@@ -324,7 +326,8 @@ class Rig:
     def cpu(self) -> Cost:
         """CPU seconds of the processes that live now, since each one's start."""
         cost = self._cost(cpu_of)
-        return replace(cost, helpers=cost.helpers + reaped_cpu_of(self.pid))
+        # What ends while tasks run is the generator.
+        return replace(cost, generator=cost.generator + reaped_cpu_of(self.pid))
 
     def memory(self) -> Cost:
         """Resident bytes of the processes that live now."""
@@ -332,24 +335,29 @@ class Rig:
 
     def agents(self) -> list[int]:
         """Process ids of the workers that this daemon started."""
-        return [one.pid for one in psutil.Process(self.pid).children() if _is_agent(one)]
+        return [one.pid for one in psutil.Process(self.pid).children() if _kind_of(one) == "agents"]
 
     def _cost(self, of: Callable[[int], float]) -> Cost:
-        sums = {"daemon": of(self.pid), "helpers": 0.0, "agents": 0.0, "children": 0.0}
+        sums = dict.fromkeys(("generator", "mail", "agents", "children"), 0.0)
         for one in psutil.Process(self.pid).children():
-            is_agent = _is_agent(one)
-            sums["agents" if is_agent else "helpers"] += of(one.pid)
-            for below in _descendants(one.pid):
-                sums["children" if is_agent else "helpers"] += of(below.pid)
-        return Cost(**sums)
+            kind = _kind_of(one)
+            sums[kind] += of(one.pid)
+            below = "children" if kind == "agents" else kind
+            sums[below] += sum(of(child.pid) for child in _descendants(one.pid))
+        return Cost(of(self.pid), **sums)
 
 
-def _is_agent(process: psutil.Process) -> bool:
+def _kind_of(process: psutil.Process) -> str:
+    """What a child of the daemon is for, by its command line."""
     try:
-        words = process.cmdline()
+        words = " ".join(process.cmdline())
     except psutil.Error:
-        return False
-    return any("jobflow_worker" in word or "jobflow-worker" in word for word in words)
+        return "generator"
+    if "mailchild" in words:
+        return "mail"
+    if "generatechild" in words:
+        return "generator"
+    return "agents" if re.search(r"jobflow[-_]worker", words) else "generator"
 
 
 def _descendants(pid: int) -> list[psutil.Process]:

@@ -24,7 +24,11 @@ _TARGETS = {
     "fs": Target("at least 1 x the yardstick", at_least=1.0, of_ratio=True),
     "plaintext": None,
 }
-MODE_FLAGS: dict[str, tuple[str, ...]] = {"zmq": (), "fs": (), "plaintext": ("--insecure-plaintext",)}
+MODE_FLAGS: dict[str, tuple[str, ...]] = {
+    "zmq": (),
+    "fs": (),
+    "plaintext": ("--insecure-plaintext",),
+}
 
 
 class Run(NamedTuple):

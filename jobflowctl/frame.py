@@ -77,8 +77,17 @@ def _version(wanted: bool) -> None:
         "jobflowctl -s t1 wait --timeout 2h && echo all good",
     )
     + "\n\n\b\nExit codes:\n"
-    "  0 answered, 1 error, 2 usage, 5 no session or no daemon, 77 permissions, 78 version;\n"
-    "  wait: 0 all succeeded, 3 some failed, 4 stopped with work left, 124 time-out."
+    "  0    done, answered; of `wait`: every task succeeded\n"
+    "  1    a fault of jobflowd, or what it refused\n"
+    "  2    usage; a task, worker or launch that is not there\n"
+    "  3    some tasks failed (`wait`), or the task did (`replay`)\n"
+    "  4    stopped with work left (`wait`)\n"
+    "  5    no session, or no daemon for it here\n"
+    "  69   something is to mend (`doctor`)\n"
+    "  77   permissions\n"
+    "  78   version, or another identity of the session\n"
+    "  124  time is up (`wait`)\n"
+    "  130  Ctrl-C"
 )
 def _main(
     ctx: typer.Context,

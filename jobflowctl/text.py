@@ -13,8 +13,10 @@ from datetime import datetime, timezone
 from typing import Final
 
 _GAP: Final = "  "
-#: No column is squeezed below this: an ellipsis and a few characters on both sides.
+#: No column is squeezed below this: an ellipsis and a few characters on both sides; on very narrow
+#: terminals an ellipsis and what still can be told apart.
 _COLUMN_MIN: Final = 7
+_COLUMN_LEAST: Final = 4
 
 
 def safe(value: object) -> str:
@@ -103,8 +105,8 @@ def table(
 ) -> list[str]:
     """Aligned lines, the title first; cells are made safe here. None and "" are shown as "-".
 
-    With `columns_max` the widest columns give way until a line fits. Columns in which no row has
-    anything to show are left out.
+    With `columns_max` the widest columns give way until a line fits, and on very narrow terminals
+    the last ones go. Columns in which no row has anything to show are left out.
     """
     cells = [["-" if cell is None or cell == "" else safe(cell) for cell in row] for row in rows]
     used = [
@@ -117,7 +119,7 @@ def table(
         for index in used
     }
     if columns_max is not None:
-        _squeeze(widths, columns_max - len(_GAP) * (len(used) - 1))
+        used = _fitting(widths, columns_max)
     lines = [[column.title for column in columns], *cells]
     return [
         _GAP.join(
@@ -127,10 +129,24 @@ def table(
     ]
 
 
-def _squeeze(widths: dict[int, int], room: int) -> None:
+def _fitting(widths: dict[int, int], columns_max: int) -> list[int]:
+    """Squeeze columns until a line fits, and let the last ones go if that is not enough.
+
+    The indexes of those that stay.
+    """
+    while True:
+        room = columns_max - len(_GAP) * (len(widths) - 1)
+        for least in (_COLUMN_MIN, _COLUMN_LEAST):
+            _squeeze(widths, room, least)
+        if sum(widths.values()) <= room or len(widths) == 1:
+            return list(widths)
+        widths.popitem()
+
+
+def _squeeze(widths: dict[int, int], room: int, least: int) -> None:
     while sum(widths.values()) > room:
         widest = max(widths, key=lambda index: widths[index])
-        if widths[widest] <= _COLUMN_MIN:
+        if widths[widest] <= least:
             return
         widths[widest] -= 1
 

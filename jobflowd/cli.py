@@ -272,7 +272,7 @@ def _install_unit(
 # --- config -----------------------------------------------------------------------------------
 
 
-@config_app.command("show")
+@config_app.command("show", epilog="jobflowd config show --config jobflow.toml")
 def _config_show(
     config: Annotated[
         Optional[str],  # noqa: UP045

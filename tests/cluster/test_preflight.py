@@ -124,7 +124,7 @@ def only_here(
     def run(prepare: str, *argv: str) -> list[str]:
         script = f'mount -t tmpfs none "$0" && chmod 700 "$0" && {prepare} && exec "$@"'
         inside = ("unshare", "--mount", "sh", "-c", script, str(local), *argv)
-        done = cli.run(shutil.which("env"), *inside, code=69)
+        done = cli.run("/usr/bin/env", *inside, code=69)
         return lines_of(done.stdout)
 
     return run

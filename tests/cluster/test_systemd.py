@@ -78,7 +78,7 @@ class Guest:
 @pytest.fixture
 def guest() -> Iterator[Guest]:
     state = f"/tmp/jfs-{os.getpid()}"
-    bring_up("systemd-up", "-m", "900", "-p", "jfs", state)
+    bring_up("systemd-up", state, "-m", "900", "-p", "jfs")
     yield Guest(state)
     script("systemd-down", "-r", state)
 

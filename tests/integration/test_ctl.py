@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import typer
 from stub_daemon import TASK_IDS, StubDaemon, census, write_ended, write_session
 
+from jobflowctl import cli as ctl
 from jobflowctl import errors, waiting
 from jobflowctl.client import Client
 from jobflowd import api
@@ -418,7 +420,9 @@ def test_an_answer_that_is_none_is_no_crash(
 # --- at a terminal ----------------------------------------------------------------------------
 
 
-def at_terminal(cli: Cli, typed: bytes, *args: str) -> tuple[int, str]:
+def at_terminal(
+    cli: Cli, typed: bytes, *args: str, env: dict[str, str] | None = None
+) -> tuple[int, str]:
     """Run at a pseudo-terminal, type at the first question; returns code and everything shown."""
     controller, terminal = pty.openpty()
     process = subprocess.Popen(
@@ -426,7 +430,7 @@ def at_terminal(cli: Cli, typed: bytes, *args: str) -> tuple[int, str]:
         stdin=terminal,
         stdout=terminal,
         stderr=terminal,
-        env={**cli.env, "TERM": "xterm"},
+        env={**cli.env, "TERM": "xterm", **(env or {})},
     )
     os.close(terminal)
     shown = b""
@@ -600,3 +604,75 @@ def test_the_shell_offers_what_there_is(
         "COMP_CWORD": str(len(parts) - 1),
     }
     assert cli.run("jobflowctl").stdout.split() == offers
+
+
+def test_bash_completes_by_the_script_that_it_is_given(daemon: StubDaemon, cli: Cli) -> None:
+    script = """
+        eval "$(_JOBFLOWCTL_COMPLETE=source_bash jobflowctl)"
+        complete -p jobflowctl
+        offer() {
+            COMP_WORDS=("$@") COMP_CWORD=$(($# - 1)) COMPREPLY=()
+            _jobflowctl_completion jobflowctl
+            echo "${COMPREPLY[*]}"
+        }
+        offer jobflowctl fail
+        offer jobflowctl -s t1 drain w-b
+        offer jobflowctl tasks --state ru
+    """
+    path = f"{Path(CTL).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "--norc", "-euc", script],
+        env={**cli.env, "PATH": path},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    registered, *offers = done.stdout.splitlines()
+    assert registered.endswith("jobflowctl")
+    assert offers == ["failures", "w-busy", "running"]
+    assert done.stderr == ""
+
+
+def test_no_colour_and_dumb_terminals_get_plain_text(daemon: StubDaemon, cli: Cli) -> None:
+    before = dict(cli.env)
+    for changes in ({"NO_COLOR": "1"}, {"TERM": "dumb"}):
+        cli.env = {**before, **changes}
+        env = {"TERM": "xterm", **changes}
+        for verb in ("status", "tasks", "workers", "failures"):
+            _, shown = at_terminal(cli, b"", verb, env=env)
+            assert "\x1b" not in shown, (verb, changes)
+    cli.env = before
+    _, shown = at_terminal(cli, b"", "--color", "never", "status")
+    assert "\x1b" not in shown
+
+
+@pytest.mark.parametrize("columns", [40, 80, 200])
+@pytest.mark.parametrize("verb", ["tasks", "workers", "launches", "failures"])
+def test_tables_fit_every_terminal(daemon: StubDaemon, cli: Cli, verb: str, columns: int) -> None:
+    cli.env["COLUMNS"] = str(columns)
+    code, shown = at_terminal(cli, b"", "--color", "never", verb)
+    assert code == 0
+    # Commands to type next are never cut.
+    rows = [line for line in shown.splitlines() if "jobflowctl -s" not in line]
+    assert rows
+    assert all(len(line) <= columns for line in rows), shown
+
+
+@pytest.mark.parametrize("verb", ["status", "tasks", "workers", "launches", "failures"])
+def test_a_pipe_gets_whole_lines_without_colours(daemon: StubDaemon, cli: Cli, verb: str) -> None:
+    done = cli.run("jobflowctl", verb)
+    assert "\x1b" not in done.stdout
+    assert "…" not in done.stdout
+    assert done.stderr == ""
+
+
+def test_every_verb_has_examples_and_the_codes_are_in_one_table() -> None:
+    command: Any = typer.main.get_command(ctl.app)
+    without = [name for name, verb in command.commands.items() if "Examples:" not in verb.epilog]
+    assert without == []
+    told = {int(word) for word in re.findall(r"^ +(\d+) ", command.epilog, re.MULTILINE)}
+    known = {value for name, value in vars(errors).items() if name.startswith("EXIT_")}
+    assert known <= told
+    page = (Path(__file__).parents[2] / "docs" / "codes.md").read_text()
+    assert all(re.search(rf"^\|[^|]*\b{code}\b", page, re.MULTILINE) for code in told)

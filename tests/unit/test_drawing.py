@@ -130,3 +130,17 @@ def test_failures_are_grouped_by_what_varies_not() -> None:
     assert first["count"] == 3
     assert first["example_task_id"] == "t0"
     assert (second["group"], second["count"], second["signature"]) == (2, 1, "no error text")
+
+
+def test_the_overview_says_that_a_canary_goes_ahead_and_forgets_a_speed_that_is_over() -> None:
+    body: dict[str, Any] = {"state": "running", "throughput_per_s": 5.0, "tasks": {"total": 9}}
+    body["launching"] = {"paused": False, "reason": "", "canary": True}
+
+    def shown(**changes: Any) -> str:
+        model = Model(body={**body, **changes})
+        return "\n".join(plain(line) for line in overview(model, 120, 24))
+
+    assert "a few launches go ahead" in shown()
+    assert "5.0 tasks/s" in shown()
+    assert "tasks/s" not in shown(state="done")
+    assert "a few launches" not in shown(launching={"canary": False})

@@ -1,0 +1,135 @@
+"""Run every benchmark, each in a process of its own: results.json, and a Markdown table on stdout.
+
+    python -m bench [--runs N] [--quick] [--full] [--only PREFIX] [--out FILE]
+
+One that fails is told and does not end the rest. Progress goes to stderr. The exit code is 1 if a
+benchmark failed to run, 0 otherwise: a missed target is a finding, not a failure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.measure import machine, say, versions
+
+ROOT = Path(__file__).parent.parent
+_TIMEOUT_S = 1800.0
+#: Each line is a command: `python -m bench.` and these words. In the order of the issue's table.
+SUITE = (
+    "yardstick",
+    "throughput --mode zmq",
+    "throughput --mode fs",
+    "throughput --mode plaintext",
+    "lengths --kind busy",
+    "lengths --kind sleep",
+    "latency --mode zmq",
+    "latency --mode fs",
+    "manager_cpu",
+    "generate",
+    "memory",
+    "restart",
+    "connected",
+    "mailboxes",
+    "idle --mode zmq",
+    "idle --mode fs",
+    "worker_start",
+    "database",
+    "growth --of workers",
+    "growth --of size",
+    "growth --of commit",
+    "curve",
+    "slots",
+)
+#: What takes long or hardly varies decides itself how often it runs.
+_OWN_RUNS = ("memory", "connected", "mailboxes", "idle", "worker_start", "database")
+
+
+def run_one(words: str, args: argparse.Namespace) -> dict[str, Any]:
+    """The JSON object of one benchmark, or `{"measure", "failed"}`."""
+    module, *rest = words.split()
+    command = [sys.executable, "-m", f"bench.{module}", *rest]
+    if args.runs is not None and module not in _OWN_RUNS:
+        command += ["--runs", str(args.runs)]
+    if args.quick:
+        command.append("--quick")
+    if args.full and module == "memory":
+        command.append("--full")
+    try:
+        done = subprocess.run(
+            command, cwd=ROOT, stdout=subprocess.PIPE, timeout=_TIMEOUT_S, check=True
+        )
+        found: dict[str, Any] = json.loads(done.stdout)
+    except (subprocess.SubprocessError, ValueError) as error:
+        say(f"FAILED {words}: {error}")
+        return {"measure": words, "failed": str(error)}
+    return {"command": " ".join(("python -m", *command[2:])), **found}
+
+
+def table(results: Sequence[dict[str, Any]]) -> str:
+    """Markdown: one row a measure."""
+    rows = [
+        "| measure | median (min - max) | unit | ratio to yardstick | target | met |",
+        "|---|---|---|---|---|---|",
+    ]
+    for one in results:
+        if "failed" in one:
+            rows.append(f"| {one['measure']} | failed | | | | |")
+            continue
+        spread = f"{_short(one['median'])} ({_short(one['min'])} - {_short(one['max'])})"
+        ratio = "" if one["ratio"] is None else f"{one['ratio']:.2f}"
+        met = {True: "yes", False: "NO", None: ""}[one["ok"]]
+        rows.append(
+            f"| {one['measure']} | {spread} | {one['unit']} | {ratio} | {one['target'] or ''} "
+            f"| {met} |"
+        )
+    return "\n".join(rows) + "\n"
+
+
+def _short(number: float) -> str:
+    return f"{number:,.0f}" if abs(number) >= 100 else f"{number:.3g}"
+
+
+def _save(out: Path, results: Sequence[dict[str, Any]], quick: bool) -> None:
+    body = {"versions": versions(), "machine": machine(), "quick": quick, "results": results}
+    part = out.with_name(f".{out.name}.part")
+    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    with open(descriptor, "w") as file:
+        file.write(json.dumps(body, indent=1) + "\n")
+    part.rename(out)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description="Run every benchmark.")
+    parser.add_argument("--runs", type=int, default=None, help="values of each measure")
+    parser.add_argument("--quick", action="store_true", help="a smoke test: small, once")
+    parser.add_argument("--full", action="store_true", help="with ten million queued tasks")
+    parser.add_argument("--only", default="", help="benchmarks whose line begins with this")
+    parser.add_argument("--out", type=Path, default=None, help="default: bench/results.json")
+    args = parser.parse_args(argv)
+    # A smoke test's figures must not replace real ones.
+    name = "quick.json" if args.quick else "results.json"
+    out = args.out or Path(__file__).with_name(name)
+    results = []
+    for words in SUITE:
+        if not words.startswith(args.only):
+            continue
+        began = time.monotonic()
+        say(f"== {words}")
+        results.append(run_one(words, args))
+        results[-1]["took_s"] = round(time.monotonic() - began, 1)
+        _save(out, results, args.quick)
+    sys.stdout.write(table(results))
+    return 1 if any("failed" in one for one in results) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
