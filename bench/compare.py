@@ -397,7 +397,8 @@ def _cells(row: Row, workload: str) -> list[str]:
     if not rates:
         return ["failed" if row.errors and row.version else "-", "-"]
     ratios = row.ratios.get(workload)
-    ratio = f"{statistics.median(ratios):.3f}" if ratios else "-"
+    middle = statistics.median(ratios) if ratios else 0.0
+    ratio = f"{middle:.3f}" if middle >= 0.01 else f"{middle:.1g}" if ratios else "-"
     return [f"{statistics.median(rates):,.0f} ±{spread_of(rates):.0%}", ratio]
 
 

@@ -98,7 +98,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     workers = args.workers or (40 if args.quick else 1000)
     target = Target("idle under 10 % of a core; status p99 under 50 ms, also at load", at_most=10.0)
     result = Result("connected-workers", "% of a core", target)
-    names = ("joined_s", "online", "swarm_cpu_percent", "status_idle_p99_ms", "status_load_p99_ms")
+    names: tuple[str, ...] = (
+        "joined_s",
+        "online",
+        "swarm_cpu_percent",
+        "status_idle_p99_ms",
+        "status_load_p99_ms",
+    )
     names += ("status_load_p50_ms", "load_tasks_per_s", "daemon_mib")
     result.details = {"workers": workers, **{name: [] for name in names}}
     for _ in range(args.runs):

@@ -3,8 +3,9 @@
     python -m bench.idle [--mode zmq | fs] [--seconds S]
 
 CPU of the daemon and of its process for mailboxes, in % of a core, over a minute, while the
-generator blocks. `details` has its share and that of the workers, and in fs mode the calls with a file name of an
-idle worker's agent, counted by strace over half a minute: `metadata_per_s` is judged, too.
+generator blocks. `details` has its share and that of the workers, and in fs mode
+the calls with a file name of an idle worker's agent, counted by strace over half a minute:
+`metadata_per_s` is judged, too.
 """
 
 from __future__ import annotations

@@ -39,5 +39,5 @@ def bare_rate(kind: str, seconds: float, count: int, processes: int) -> float:
     times = [pipe.recv() for pipe, _ in pairs]
     for _, child in pairs:
         child.join()
-    took = max(ended for _, ended in times) - min(began for began, _ in times)
+    took: float = max(ended for _, ended in times) - min(began for began, _ in times)
     return count // processes * processes / took

@@ -171,7 +171,7 @@ class Rig:
             stderr=output,
         )
         os.close(output)
-        self.wait(lambda: self._answers(), "an answer of the daemon", 60.0, 0.005)
+        self.wait(self._answers, "an answer of the daemon", 60.0, 0.005)
 
     def stop(self) -> None:
         """End the daemon and everything below it."""

@@ -7,6 +7,8 @@ Rules
 * Only the own user and root get an answer; the kernel says who it is (SO_PEERCRED).
 * One request per client is in work at a time. While it is, or while its answer has not left, that
   client is not read: so memory is bounded by clients x (line + answer).
+* When the process is out of descriptors, clients are accepted with those that are kept back; when
+  these are used up, too, the listener rests for a moment, so that the loop does not spin.
 * The socket is private from its first instant, and only a dead one is ever replaced. If the file
   vanishes (a logout removes /run/user/<uid>), the daemon listens anew: `service` looks after it.
 
@@ -16,6 +18,7 @@ Used by `daemon.py` alone. Times are monotonic seconds given by the caller.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import socket
@@ -26,6 +29,7 @@ from typing import Any, Final
 
 from jobflowd import api
 from jobflowd.places import check_private_directory, peer_of, socket_address
+from jobflowd.rlimits import Reserve
 
 POLLIN: Final = select.POLLIN
 POLLOUT: Final = select.POLLOUT
@@ -43,6 +47,9 @@ IDLE_PATIENCE_S: Final = 300.0
 CHECK_S: Final = 5.0
 _READ_BYTES: Final = 64 * 1024
 _ACCEPTS_PER_CALL: Final = 16
+#: Descriptors kept back for clients, and the pause when they are used up.
+_RESERVED: Final = 8
+_REST_S: Final = 0.1
 
 
 class AlreadyServed(RuntimeError):
@@ -113,6 +120,8 @@ class AdminServer:
         self._tickets = 0
         self._now = 0.0
         self._check_at = 0.0
+        self._reserve = Reserve(_RESERVED)
+        self._rest_until: float | None = None
 
     def open(self) -> Path:
         """Bind and listen; returns the path. The caller owns the session's lock already.
@@ -129,6 +138,7 @@ class AdminServer:
                 continue
             self.path = path
             self.trouble = None
+            self._reserve.refill()
             return path
         raise refusal or FileNotFoundError("no path for the admin socket")
 
@@ -137,6 +147,7 @@ class AdminServer:
         for client in list(self._clients.values()):
             self._drop(client)
         self._close_listener()
+        self._reserve.close()
 
     # --- polling ----------------------------------------------------------------------------
 
@@ -147,7 +158,7 @@ class AdminServer:
     def interest(self) -> dict[int, int]:
         """Descriptor -> POLLIN or POLLOUT. Clients that wait for an answer are not listed."""
         wanted: dict[int, int] = {}
-        if self._listener is not None:
+        if self._listener is not None and self._rest_until is None:
             wanted[self._listener.fileno()] = POLLIN
         for fd, client in self._clients.items():
             if client.outbox:
@@ -159,6 +170,8 @@ class AdminServer:
     def next_deadline(self, now: float) -> float:
         """When `service` wants to be called, even if nothing is ready. At least every 5 s."""
         earliest = self._check_at
+        if self._rest_until is not None:
+            earliest = min(earliest, self._rest_until)
         for client in self._clients.values():
             if client.line_waits:
                 return now
@@ -169,6 +182,8 @@ class AdminServer:
     def service(self, ready: Iterable[int], now: float) -> list[Request]:
         """Read and write what is ready; returns the valid requests, at most one per client."""
         self._now = now
+        if self._rest_until is not None and now >= self._rest_until:
+            self._rest_until = None
         for fd in ready:
             if self._listener is not None and fd == self._listener.fileno():
                 self._accept()
@@ -186,6 +201,7 @@ class AdminServer:
                 self._next_line(client, requests)
             if client.deadline is not None and client.deadline <= now:
                 self._drop(client)
+        self._reserve.refill()
         if now >= self._check_at:
             self._check_at = now + CHECK_S
             self._look_after_socket()
@@ -221,10 +237,8 @@ class AdminServer:
         if self._listener is None:
             return
         for _ in range(_ACCEPTS_PER_CALL):
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:
-                # Nobody left, or out of descriptors: the others must not suffer from either.
+            connection = self._accept_one(self._listener)
+            if connection is None:
                 return
             connection.setblocking(False)
             pid, uid = peer_of(connection)
@@ -238,6 +252,19 @@ class AdminServer:
                 continue
             client = _Client(connection, pid, self._now, uid, bytearray(), bytearray())
             self._clients[connection.fileno()] = client
+
+    def _accept_one(self, listener: socket.socket) -> socket.socket | None:
+        """The next client, if need be with a descriptor that was kept back; None if that fails."""
+        while True:
+            try:
+                return listener.accept()[0]
+            except OSError as error:
+                if error.errno not in (errno.EMFILE, errno.ENFILE):
+                    return None  # Nobody is left, or whoever was there is gone.
+                # Strangers on the other port may be quicker than we, so all are tried.
+                if not self._reserve.give():
+                    self._rest_until = self._now + _REST_S
+                    return None
 
     def _make_room(self) -> bool:
         """Let the client go that has been idle the longest. False if all are at work."""

@@ -14,7 +14,7 @@ import psutil
 
 from jobflow_worker.program import describe
 from jobflow_worker.sessionfiles import read_beacon
-from jobflowd import guard
+from jobflowd import guard, rlimits
 from jobflowd.batchdesk import BatchDesk
 from jobflowd.batchopening import open_batch_desk, warning_s
 from jobflowd.book import Settings
@@ -141,6 +141,7 @@ def open_transports(
     endpoints: tuple[str, ...] = ()
     keys: KeyRing | None = None
     warnings = tuple(open_mail_key(session.paths, session.name, fresh=not session.resumed))
+    warnings += rlimits.notices()
     if config.mode in ("zmq", "auto"):
         port = config.port or int(meta.get("port", 0))
         if config.insecure_plaintext:

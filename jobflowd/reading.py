@@ -5,7 +5,9 @@ Runs after the commit of a turn, so what it shows is durable. Every answer is pa
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
 import socket
 import time
 from collections.abc import Callable
@@ -49,6 +51,7 @@ class Reader:
         self._store = store
         self._admin = admin
         self._process = psutil.Process()
+        self._rss_bytes = self._process.memory_info().rss
         self._host = socket.gethostname()
 
     def answer(
@@ -91,14 +94,17 @@ class Reader:
 
     def here(self) -> Here:
         """What this process knows of itself."""
-        times = self._process.cpu_times()
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        # Out of descriptors: the last known figure, since this question is then the urgent one.
+        with contextlib.suppress(OSError):
+            self._rss_bytes = self._process.memory_info().rss
         trouble = self._admin.trouble
         return Here(
             pid=os.getpid(),
             host=self._host,
             version=__version__,
-            cpu_s=times.user + times.system,
-            rss_bytes=self._process.memory_info().rss,
+            cpu_s=used.ru_utime + used.ru_stime,
+            rss_bytes=self._rss_bytes,
             db_bytes=self._store.size_bytes(),
             warnings=(*self._notices(), trouble) if trouble else self._notices(),
         )

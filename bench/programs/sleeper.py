@@ -1,8 +1,9 @@
 """Tasks that sleep or compute, and say when the first began.
 
-args: `warm` no-op tasks come at once, `n` tasks when the file `go` appears in `place`; `sleep_s`
-or `busy_s` is what each of them does. The files `yielded` and `running` get the monotonic time of
-the first yield after `go`, and of the first of these tasks.
+args: `warm` tasks come at once, no-ops or, with `alike`, as long as the others; `n` tasks come when
+the file `go` appears in `place`; `sleep_s` or `busy_s` is what each of them does. The files
+`yielded` and `running` get the monotonic time of the first yield after `go`, and of the first of
+these tasks.
 """
 
 from __future__ import annotations
@@ -42,12 +43,12 @@ class Sleeper(TaskProgram):
         """Warm-up tasks, a wait for `go`, the tasks that count."""
         args = self.program_args
         place = Path(args["place"])
+        spec: dict[str, Any] = {key: args[key] for key in ("sleep_s", "busy_s") if key in args}
         for number in range(args.get("warm", 0)):
-            yield TaskDefinition(f"w{number}", {"sleep_s": 0.0})
+            yield TaskDefinition(f"w{number}", spec if args.get("alike") else {"sleep_s": 0.0})
         while not (place / "go").exists():
             time.sleep(0.002)
         stamp(place / "yielded")
-        spec = {key: args[key] for key in ("sleep_s", "busy_s") if key in args}
         for number in range(args["n"]):
             yield TaskDefinition(f"t{number:07}", {"i": number, **spec})
 

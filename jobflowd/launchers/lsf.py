@@ -4,7 +4,8 @@ Rules
 -----
 * bsub's exit status tells nothing but success, so its texts are read, wherever they stand.
 * bjobs is asked for fields with a delimiter, in one call for all jobs of the user, ended ones
-  included. What it prints counts whatever its status is; absence counts only with status 0.
+  included. What it prints counts whatever its status is; absence counts only with status 0, or
+  where "is not found" is all that it complains of: sites may want status 255 for that.
 * `bkill` is never called without ids: it would take the last job, or all of them.
 """
 
@@ -33,6 +34,7 @@ _SUBMITTED: Final = re.compile(
 _FIELDS: Final = "jobid stat exit_code job_name exit_reason pend_reason"
 _HEADER: Final = "JOBID^STAT^EXIT_CODE^JOB_NAME^EXIT_REASON^PEND_REASON"
 _JOB_ID: Final = re.compile(r"(\d+)(?:\[\d+\])?", re.ASCII)
+_GONE: Final = re.compile(r"Job <[^>]*> is not found\s*$")
 _NONE: Final = re.compile(r"^No (?:unfinished |matching )?jobs? found", re.MULTILINE)
 
 STATES: Final[Mapping[str, LaunchState]] = {
@@ -146,7 +148,9 @@ class Lsf:
                 return Answer(())
             return NoEvidence(jobtext.no_answer(rc, "bjobs", out, err))
         jobs: dict[str, JobSeen] = {}
-        whole = rc == 0 and out.endswith("\n")
+        complaints = [line for line in err.splitlines() if line.strip()]
+        well = rc == 0 or (rc == 255 and bool(complaints) and all(map(_GONE.match, complaints)))
+        whole = well and out.endswith("\n")
         for line in lines[lines.index(_HEADER) + 1 :]:
             parts = line.split("^", 5)
             found = _JOB_ID.fullmatch(parts[0])

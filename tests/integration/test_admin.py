@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import select
 import shutil
 import socket
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -395,3 +397,45 @@ def test_another_user_gets_no_answer(server: AdminServer) -> None:
         printed, complaint = process.stdout.read(), process.stderr.read()
     # Hung up before or after its request, but never answered.
     assert printed.strip() == b"b''" or b"Broken pipe" in complaint or b"reset" in complaint
+
+
+@contextmanager
+def no_descriptor_left() -> Iterator[None]:
+    """As if a stranger's connections had taken all that were free."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken: list[int] = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))), hard))
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(os.open(os.devnull, os.O_RDONLY))
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for fd in taken:
+            os.close(fd)
+
+
+def test_operators_are_served_when_no_descriptor_is_left(server: AdminServer) -> None:
+    """T4: strangers on the TCP port may hold all others for as long as they come."""
+    pump(server)
+    clients = [connect(server) for _ in range(12)]
+    for client in clients:
+        client.sendall(api.encode_call(1, "ping"))
+    listener = next(iter(server.interest()))
+    with no_descriptor_left():
+        requests = pump(server)
+        assert len(requests) == 8, "those for whom descriptors were kept back"
+        assert listener not in server.interest(), "the loop must not spin"
+        assert server.next_deadline(1.0) <= 1.2
+        for request in requests:
+            server.answer(request.ticket, {"pid": 1})
+        for client in clients[:8]:
+            assert read(client)["ok"]
+            client.close()
+        # What they used is there for the next ones.
+        assert len(pump(server, 2.0)) == 4
+    for client in clients[8:]:
+        client.close()
+    pump(server, 3.0)
+    assert listener in server.interest()

@@ -37,7 +37,7 @@ def run(*words: str) -> dict[str, Any]:
 
 
 def check_form(found: dict[str, Any]) -> None:
-    assert KEYS <= set(found)
+    assert set(found) >= KEYS
     assert found["values"]
     assert found["min"] <= found["median"] <= found["max"]
     assert found["ok"] in (True, False, None)

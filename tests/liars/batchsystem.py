@@ -5,6 +5,9 @@ FAKEBATCH_DIR: `jobs/` (one directory each), `calls` (one line for each call). F
 comma-separated list of the lies below, each told with probability FAKEBATCH_RATE (0.3) by a
 generator that FAKEBATCH_SEED and the number of the call start. Forms are those of LSF.md and of
 SLURM 22.05. Only the standard library; run with `python3 -SE`.
+
+A test can put files into a job's directory: `host_lost` (LSF has lost the host: UNKWN, and ZOMBI
+once it was killed, while its processes go on) and `forgotten` (LSF knows it no more).
 """
 
 import os
@@ -95,6 +98,8 @@ def jobs():
     found = []
     for number in sorted(os.listdir(os.path.join(ROOT, "jobs")), key=int):
         place = os.path.join(ROOT, "jobs", number)
+        if os.path.exists(os.path.join(place, "forgotten")):
+            continue
         status, pid, killed = read(place, "status"), read(place, "pid"), read(place, "killed")
         if status or (killed and not (pid and alive(int(pid)))):
             state = "KILLED" if killed else "DONE"
@@ -118,7 +123,7 @@ def kill_job(number):
     place = os.path.join(ROOT, "jobs", number)
     write(place, "killed", "yes")
     pid = read(place, "pid")
-    if pid and alive(int(pid)):
+    if pid and alive(int(pid)) and not os.path.exists(os.path.join(place, "host_lost")):
         # As batch systems do: every process of the job, the worker's children among them.
         children = subprocess.run(
             ["pgrep", "-s", pid], stdout=subprocess.PIPE, text=True, check=False
@@ -190,6 +195,10 @@ def query_lsf(argv):
         word = words.get(state, "DONE" if status == "0" else "EXIT")
         code = "-" if status == "0" else status
         why = "TERM_OWNER: job killed by owner" if state == "KILLED" else "-"
+        place = os.path.join(ROOT, "jobs", number)
+        if os.path.exists(os.path.join(place, "host_lost")):
+            word = "ZOMBI" if read(place, "killed") else "UNKWN"
+            code = why = "-"
         lines.append(f"{number}^{word}^{code}^{name}^{why}^-")
     return 0, "".join(f"{line}\n" for line in lines)
 
@@ -199,20 +208,45 @@ def cancel(argv):
     if "-J" in argv:
         named = [argv[argv.index("-J") + 1]]
     ids = [one for one in argv if one.isdigit() and one != "0"]
-    rc = 0
+    rc, out, known = 0, "", set()
     for number, name, state, _ in jobs():
+        known.add(number)
         if number in ids or name in named:
             if state in ("PENDING", "RUNNING"):
                 kill_job(number)
+                if VERB == "bkill":
+                    out += f"Job <{number}> is being terminated\n"
             elif VERB == "bkill":
                 sys.stderr.write(f"Job <{number}>: Job has already finished\n")
                 rc = 255
-    return rc, ""
+    if VERB == "bkill":
+        for number in ids:
+            if number not in known:
+                sys.stderr.write(f"Job <{number}>: No matching job found\n")
+                rc = 255
+    return rc, out
 
 
 def no_accounting(argv):
     sys.stderr.write("Slurm accounting storage is disabled\n")
     return 1, ""
+
+
+def spoil(told, dice, rc, out):
+    """What bjobs is seen to do: hosts lost for a moment, a job left out, half an answer, 255."""
+    lines = out.splitlines(keepends=True)
+    if "unkwn" in told:
+        lines = [line.replace("^RUN^", "^UNKWN^") for line in lines]
+    if "missing" in told and len(lines) > 1:
+        del lines[dice.randrange(1, len(lines))]
+    if "notfound" in told:
+        sys.stderr.write("Job <1> is not found\n")
+        rc = 255
+    if "partial" in told:
+        lines = lines[: 1 + len(lines) // 2]
+        sys.stderr.write("Failed in an LSF library call: Connection timed out\n")
+        rc = 255
+    return rc, "".join(lines)
 
 
 VERBS = {
@@ -228,7 +262,8 @@ VERB = os.path.basename(sys.argv[0])
 
 
 def main():
-    told = lies(count_call(VERB))
+    dice = count_call(VERB)
+    told = lies(dice)
     if "slow" in told:
         time.sleep(0.5)
     if "error" in told:
@@ -245,6 +280,8 @@ def main():
         os.kill(os.getppid(), signal.SIGKILL)
     if "after" in told:
         time.sleep(600)
+    if VERB == "bjobs":
+        rc, out = spoil(told, dice, rc, out)
     if "empty" in told:
         out = ""
     if "truncated" in told:

@@ -178,6 +178,8 @@ class Besieged:
             with connection, connection.makefile() as lines:
                 connection.sendall(encode_call(1, "status", {}))
                 body: dict[str, Any] = json.loads(lines.readline())
+                if body.get("error"):
+                    raise OSError(str(body["error"]))
                 return dict(body.get("body", body))
         raise error
 

@@ -157,6 +157,28 @@ def test_a_flood_of_strangers_does_not_stop_a_run(world: World) -> None:
     assert "Traceback" not in world.text_of_log()
 
 
+def test_a_run_outlasts_hundreds_of_stalled_connections(world: World) -> None:
+    """T4: 500 that say nothing, and descriptors for a hundred. Who is connected works on."""
+    daemon = world.start("--workers", "2", n=200, spec={"do": "sleep", "s": 0.1})
+    world.until(lambda: len(world.notes("end")) >= 5, "both workers at work")
+    world.until(lambda: len(world.workers()) == 2, "both workers")
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.prlimit(daemon.process.pid, resource.RLIMIT_NOFILE, (100, hard))
+    port, fds = port_of(world), Path(f"/proc/{daemon.process.pid}/fd")
+    with ExitStack() as stack:
+        for _ in range(500):
+            one = stack.enter_context(socket.create_connection(("127.0.0.1", port), 5))
+            one.setblocking(False)
+        world.until(lambda: len(list(fds.iterdir())) >= 100, "no descriptor to be left", 10)
+        before = len(world.notes("end"))
+        world.until(lambda: len(world.notes("end")) >= before + 30, "work under attack")
+        assert len(list(fds.iterdir())) >= 90, "the attack is still on"
+    world.until(lambda: world.ask("status")["tasks"]["total"] == 200, "an answer after it", 30)
+    world.ended(daemon, 0)
+    assert set(world.started().values()) == {1}
+    assert "Traceback" not in world.text_of_log()
+
+
 def test_a_worker_that_sends_bombs_hurts_only_itself(world: World) -> None:
     """T11, T24: an authenticated peer gone mad. Memory stays bounded, the others go on."""
     daemon = world.start("--workers", "1", n=40, spec={"do": "sleep", "s": 0.05})
