@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -63,14 +64,24 @@ def run_one(words: str, args: argparse.Namespace) -> dict[str, Any]:
     if args.full and module == "memory":
         command.append("--full")
     try:
-        done = subprocess.run(
-            command, cwd=ROOT, stdout=subprocess.PIPE, timeout=_TIMEOUT_S, check=True
-        )
-        found: dict[str, Any] = json.loads(done.stdout)
+        found: dict[str, Any] = json.loads(_output(command))
     except (subprocess.SubprocessError, ValueError) as error:
         say(f"FAILED {words}: {error}")
         return {"measure": words, "failed": str(error)}
     return {"command": " ".join(("python -m", *command[2:])), **found}
+
+
+def _output(command: Sequence[str]) -> bytes:
+    """What a command prints. It is ended with SIGTERM, so that it can end its daemon."""
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as running:
+        try:
+            output, _ = running.communicate(timeout=_TIMEOUT_S)
+        except BaseException:
+            running.terminate()
+            raise
+    if running.returncode:
+        raise subprocess.CalledProcessError(running.returncode, command)
+    return output
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
@@ -115,6 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", default="", help="benchmarks whose line begins with this")
     parser.add_argument("--out", type=Path, default=None, help="default: bench/results.json")
     args = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     # A smoke test's figures must not replace real ones.
     name = "quick.json" if args.quick else "results.json"
     out = args.out or Path(__file__).with_name(name)

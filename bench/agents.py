@@ -131,7 +131,8 @@ class Swarm:
         self._context = zmq.Context(io_threads=1)
         self._context.set(zmq.MAX_SOCKETS, 10 * count + 100)
         self._poller = zmq.Poller()
-        self._of_socket: dict[Any, Simulated] = {}
+        self._of_socket: dict[Any, int] = {}
+        self._sockets: dict[int, list[Any]] = {}
         self._due: list[tuple[float, int]] = []
         self._all: list[Simulated] = []
 
@@ -160,10 +161,23 @@ class Swarm:
         one = Simulated(name, identity, self._paths, self._link(name))
         self._all.append(one)
         one.begin(now)
-        heapq.heappush(self._due, (one.due, number))
-        for sock in one.link.sockets()[:1]:
+        self._plan(number, now)
+
+    def _plan(self, number: int, now: float) -> None:
+        """When to wake this one again, and by which socket: a link that probes anew has others."""
+        one = self._all[number]
+        # One that is due again at once would keep all others waiting.
+        heapq.heappush(self._due, (max(one.due, now + 0.001), number))
+        known, present = self._sockets.get(number, []), one.link.sockets()[:1]
+        if known == present:
+            return
+        for sock in known:
+            self._poller.unregister(sock)
+            del self._of_socket[sock]
+        for sock in present:
             self._poller.register(sock, zmq.POLLIN)
-            self._of_socket[sock] = one
+            self._of_socket[sock] = number
+        self._sockets[number] = list(present)
 
     def _link(self, name: str) -> Link:
         if self._mode == "fs":
@@ -182,17 +196,16 @@ class Swarm:
             time.sleep(wait_s)
             ready = []
         now = time.monotonic()
-        doomed = {id(self._of_socket[sock]): self._of_socket[sock] for sock in ready}
-        for one in doomed.values():
-            one.wake(now)
-            heapq.heappush(self._due, (one.due, self._all.index(one)))
+        # Waking one may change the table.
+        numbers = dict.fromkeys(self._of_socket[sock] for sock in ready)
         while self._due and self._due[0][0] <= now:
-            at, number = heapq.heappop(self._due)
-            one = self._all[number]
-            if one.due <= now and not one.left and at >= one.due:
-                one.wake(now)
-                # One that is due again at once would keep all others waiting.
-                heapq.heappush(self._due, (max(one.due, now + 0.001), number))
+            _, number = heapq.heappop(self._due)
+            if self._all[number].due <= now:
+                numbers[number] = None
+        for number in numbers:
+            if not self._all[number].left:
+                self._all[number].wake(now)
+                self._plan(number, now)
 
 
 def main() -> int:

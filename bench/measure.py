@@ -11,9 +11,11 @@ import importlib.metadata
 import json
 import os
 import platform
+import signal
 import sqlite3
 import statistics
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -110,6 +112,9 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpar
     args = parser.parse_args(argv)
     if args.quick:
         args.runs = 1
+    if threading.current_thread() is threading.main_thread():
+        # An end by SIGTERM is an exit like others: what was started is ended first.
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     return args
 
 

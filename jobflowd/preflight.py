@@ -39,7 +39,7 @@ from jobflowd.config import BATCH_LAUNCHERS, EXIT_USAGE, ConfigError, StartConfi
 from jobflowd.launchers.base import Accepted, Answer, LaunchContext, Launcher, warning_before
 from jobflowd.launchers.multiprocess import boot_code
 from jobflowd.launchers.systems import SYSTEMS
-from jobflowd.model import LAUNCH_OVER, LaunchState
+from jobflowd.model import LAUNCH_OVER
 from jobflowd.opening import own_hosts
 from jobflowd.processes import read_tail
 from jobflowd.sessiondir import foresee
@@ -213,13 +213,13 @@ class _Job:
         last = f": {tail[-1]}" if tail and tail[-1] != BEGAN else ""
         if over >= 2 and not tail:
             raise CheckFailed(
-                f"the job ended ({self._why}) and nothing of it is seen in the session's "
-                f"directory {self._place.parent}",
+                f"nothing of the job is seen in the session's directory {self._place.parent} "
+                f"({self._why})",
                 "give a --shared-dir that the nodes see under the same path, and may write",
             )
         if over >= 2:
             raise CheckFailed(
-                f"the job ended without an answer ({self._why}){last}",
+                f"the job gave no answer ({self._why}){last}",
                 "mend what its output says: interpreter, --prologue or --env-script",
             )
         raise CheckFailed(
@@ -235,9 +235,11 @@ class _Job:
             return False
         for job in answer.jobs:
             if job.batch_job_id == job_id:
-                self._why = f"{job.state.word} {job.reason}".strip()
-                return job.state in LAUNCH_OVER
-        self._why = LaunchState.ENDED.word
+                over = job.state in LAUNCH_OVER
+                told = f"{job.state.word} {job.reason}".strip()
+                self._why = (job.reason or told) if over else told
+                return over
+        self._why = "it is in the queue no more"
         return answer.whole
 
     def _run(self, argv: list[str], stdin: bytes | None = None) -> Finished:

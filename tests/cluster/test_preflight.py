@@ -143,7 +143,8 @@ def test_a_session_directory_that_nodes_do_not_see(
     place = str(tmp_path / "local" / "jobflow")
     bad = only_here("true", sys.executable, *checking(tmp_path, "--shared-dir", place))
     assert len(bad) == 1, bad
-    assert f"nothing of it is seen in the session's directory {place}; give a" in bad[0]
+    assert f"nothing of the job is seen in the session's directory {place} (" in bad[0]
+    assert "give a --shared-dir that the nodes see" in bad[0]
 
 
 def test_a_start_directory_that_nodes_do_not_have(

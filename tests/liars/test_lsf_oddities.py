@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,7 +25,6 @@ FLAGS = (
     *("--launcher", "lsf", "--launch-poll-interval", "1", "--launcher-command-timeout", "2"),
     *("--no-canary", "--workers", "2"),
 )
-Lying = Callable[[str, str], None]
 
 
 @pytest.fixture
@@ -34,19 +33,15 @@ def fake(fake_batch: dict[str, str]) -> Path:
 
 
 @pytest.fixture
-def rig(fake_batch: dict[str, str], tmp_path: Path) -> Iterator[Rig]:
+def rig(fake_batch: dict[str, str], fake: Path, tmp_path: Path) -> Iterator[Rig]:
     """Two jobs that were seen to wait."""
     root = tmp_path / "t1"
     root.mkdir()
     rig = Rig(root, Lsf(), {**fake_batch, "FAKEBATCH_HOLD": "yes"}, wanted=2)
     with rig.one_life():
         rig.run_for(130.0)
-        assert live_jobs(fake_batch_dir(fake_batch)).total() == 2
+        assert sum(live_jobs(fake).values()) == 2
         yield rig
-
-
-def fake_batch_dir(env: dict[str, str]) -> Path:
-    return Path(env["FAKEBATCH_DIR"])
 
 
 def lie(rig: Rig, *lies: str, rate: float = 1.0) -> None:
@@ -116,12 +111,12 @@ def test_a_forgotten_job_can_be_taken_away(rig: Rig, fake: Path) -> None:
     assert calls(fake)["bsub"] == 2
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_every_oddity_for_a_day(rig: Rig, fake: Path, seed: int) -> None:
+@pytest.mark.parametrize("seed", range(2))
+def test_every_oddity_for_hours(rig: Rig, fake: Path, seed: int) -> None:
     """The two jobs wait for all that time, and nothing else ever does."""
     rig.desk._env["FAKEBATCH_SEED"] = str(seed)
     lie(rig, "partial", "notfound", "empty", "truncated", "motd", "twice", "error", rate=0.3)
-    rig.run_for(24 * 3600.0)
+    rig.run_for(4 * 3600.0)
     assert calls(fake)["bsub"] == 2
     assert calls(fake)["bkill"] == 0
 

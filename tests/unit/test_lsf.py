@@ -117,6 +117,21 @@ def test_absence_needs_a_good_status() -> None:
     assert isinstance(lsf.parse_query(255, "", "LSF is down. Please wait ..."), NoEvidence)
 
 
+def test_status_255_for_jobs_not_found_is_good() -> None:
+    """Where sites want that status for an unknown id, nothing else is wrong with the answer."""
+    out = "JOBID^STAT^EXIT_CODE^JOB_NAME^EXIT_REASON^PEND_REASON\n7^RUN^-^jf-a-1^-^-\n"
+
+    def whole(err: str, out: str = out) -> bool:
+        said = lsf.parse_query(255, out, err)
+        assert isinstance(said, Answer)
+        return said.whole
+
+    assert whole("Job <9> is not found\nJob <12[3]> is not found\n")
+    assert not whole("Job <9> is not found\nLSF is down. Please wait ...\n")
+    assert not whole("")
+    assert not whole("Job <9> is not found\n", out[:-4])
+
+
 def test_reasons_may_hold_anything_but_a_newline() -> None:
     (job,) = answer("7^PEND^-^jf-a-1^-^New job ^ is waiting; for scheduling").jobs
     assert job.reason == "New job ^ is waiting; for scheduling"
