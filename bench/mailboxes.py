@@ -26,20 +26,25 @@ from jobflowd.mailpipe import Note
 
 _BLOCKED_MS_MAX = 50.0
 _HEARTBEAT_S = 10.0
+_GIVE_UP_S = 60.0
 
 
-def one_pass(rig: Rig) -> tuple[float, int]:
-    """Seconds of one pass over all mailboxes, and how many had something in them."""
-    notes: list[Note] = []
+def one_pass(rig: Rig, workers: int) -> tuple[float, int]:
+    """Seconds until every mailbox was read once, and how many of them had something in them."""
+    read: set[str] = set()
+
+    def take(note: Note) -> None:
+        if note.kind == mailpipe.MAIL:
+            read.add(note.worker_id)
+
     paths = SessionPaths(rig.session)
     seal = Seal(read_mail_key(mail_key_path(paths)).mail_secret.encode())
     began = time.monotonic()
-    reader = MailReader(paths, _HEARTBEAT_S, time.monotonic, notes.append, seal)
+    reader = MailReader(paths, _HEARTBEAT_S, time.monotonic, take, seal)
     reader.begin()
-    while not any(note.kind == mailpipe.LISTED for note in notes):
+    while len(read) < workers and time.monotonic() - began < _GIVE_UP_S:
         time.sleep(max(0.0, min(0.1, reader.work() - time.monotonic())))
-    took = time.monotonic() - began
-    return took, len({note.worker_id for note in notes if note.kind == mailpipe.MAIL})
+    return time.monotonic() - began, len(read)
 
 
 def pings_ms(rig: Rig, seconds: float, until: int | None = None) -> list[float]:
@@ -70,7 +75,7 @@ def one_run(workers: int, seconds: float, result: Result) -> None:
         before, began = rig.cpu(), time.monotonic()
         at_rest = pings_ms(rig, seconds)
         cost = (rig.cpu() - before).per(time.monotonic() - began, 100)
-        took, read = one_pass(rig)
+        took, read = one_pass(rig, workers)
         details = result.details
         details["online"].append(rig.online())
         details["read"].append(read)
