@@ -158,6 +158,9 @@ class Agent:
         assert self._link is not None
         session, link = self._session, self._link
         interest = dict.fromkeys(link.sockets(), zmq.POLLIN)
+        if (rest_s := session.work.rest_s()) > 0:
+            self._reactor.watch(interest)
+            self._reactor.wait(time.monotonic() + rest_s)
         interest.update((slot.fileno(), zmq.POLLIN) for slot in self._slots if slot.fileno() >= 0)
         self._reactor.watch(interest)
         ready = self._reactor.wait(self._until(time.monotonic()))

@@ -17,6 +17,12 @@ from jobflow_worker.messages import Assignment, Held
 
 #: Work that lies ready in a slot's pipeline: enough to hide the agent's own wake-up.
 PIPELINE_S = 0.02
+#: Work that a worker holds beyond its slots: two flushes of its outcomes, so that short tasks share
+#: messages instead of having one each.
+AHEAD_S = 0.08
+#: The longest time, and the shortest worth it, for which nobody looks at slots with work ahead.
+REST_S_MAX = 0.005
+REST_S_MIN = 0.001
 #: Attempts in one pipeline; each is a packet in a kernel buffer.
 PIPELINE_MAX = 64
 #: Tasks shorter than this get one attempt ahead even if round trips are fast.
@@ -171,10 +177,21 @@ class Workload:
         """How many attempts beyond its slots the worker should hold."""
         if self._median is None:
             return 0
-        hidden = int(2 * round_trip_s / max(self._median, 1e-6))
+        hidden = int(max(2 * round_trip_s, AHEAD_S) / max(self._median, 1e-6))
         short = 1 if self._median < SHORT_S else 0
         per_slot = min(limits.PREFETCH_PER_SLOT_MAX, hidden + short)
         return per_slot * max(1, self.usable_slots)
+
+    def rest_s(self) -> float:
+        """For how long every slot has enough to do, so that outcomes may wait for company.
+
+        A wake-up of the agent costs as much as several short tasks.
+        """
+        if self._median is None:
+            return 0.0
+        behind = min((len(slot.fed) - 1 for slot in self.slots if not slot.broken), default=0)
+        rest_s = min(REST_S_MAX, behind * self._median / 2)
+        return rest_s if rest_s >= REST_S_MIN else 0.0
 
     def stuck(self, now: float, patience_s: float) -> tuple[list[int], list[Held]]:
         """Slots to recall from, and waiting attempts to hand back: both are behind a long one."""

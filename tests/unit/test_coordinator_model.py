@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from jobflow_worker.messages import (
     Ack,
@@ -61,6 +61,7 @@ class Try:
     fate: str = "current"
     running: bool = False
     charged: str = ""
+    back: bool = False
     recorded: bool = False
 
 
@@ -114,6 +115,7 @@ class Model:
         self.paused = False
         self.now = 0.0
         self.hold_ends: float | None = None
+        self.read_at = 0.0
 
     def out_at(self, worker: str) -> list[tuple[str, Entry, Try]]:
         """What this worker has, by the manager's belief."""
@@ -254,7 +256,7 @@ class Model:
             self._withdraw(held.task_id, task)
         one = task.tries[held.attempt]
         self._give_back_charge(task, one)
-        one.fate = "current"
+        one.fate, one.back = "current", True
         task.state, task.held, task.current = ASSIGNED, False, held.attempt
         one.running = False
         if running:
@@ -315,6 +317,7 @@ class Model:
         contact = self.contacts[worker]
         assert contact.registered, "lost a worker that it did not have"
         assert self.now >= contact.heard_at + LEASE_S, "lost before its lease was over"
+        assert self.read_at >= contact.heard_at + LEASE_S, "lost with its mail unread"
         self.offline(worker, charge=not contact.draining)
 
     def assigned(self, task: Task, worker: str) -> None:
@@ -327,6 +330,9 @@ class Model:
         assert not contact.draining, "assigned to a worker that leaves"
         assert not self.paused, "assigned while paused"
         assert task.current == max(entry.tries, default=0) + 1, "attempt numbers leave gaps"
+        company = self.out_at(worker)
+        assert not (entry.solo and company), "assigned in company"
+        assert not any(one.solo and not this.back for _, one, this in company), "company for solo"
         entry.state, entry.current = ASSIGNED, task.current
         entry.tries[task.current] = Try(worker)
 
@@ -409,6 +415,12 @@ class Toy:
             Report(self.epoch, self.hb_seq, self.seen, self.floor, room, *lists, brief=brief)
         )
 
+    def begin(self) -> None:
+        """Free slots take what waits."""
+        free = SLOTS - sum(self.holds.values())
+        for held in [one for one, runs in self.holds.items() if not runs][:free]:
+            self.holds[held] = True
+
     def settle(self, held: Held, how: str) -> None:
         """An attempt ends; its outcome waits in the outbox."""
         runs = self.holds.pop(held)
@@ -475,7 +487,8 @@ class CoordinatorMachine(RuleBasedStateMachine):
         self.toys = [Toy(number) for number in (1, 2, 3)]
         self.made = 3
         self.now, self.last_turn = 1000.0, None
-        self.lose_posts = False
+        self.lose_posts, self.reads_mail = False, True
+        self.old_reports: list[tuple[Toy, int, Heartbeat]] = []
         self.final: dict[str, TaskState] = {}
         self._start()
 
@@ -487,7 +500,7 @@ class CoordinatorMachine(RuleBasedStateMachine):
             self.store.close()
 
     def _heal(self) -> None:
-        self.lose_posts = False
+        self.lose_posts, self.reads_mail = False, True
         self.resume()
         self.toys = [Toy(self.made + 1)]
         for _ in range(60):
@@ -522,7 +535,9 @@ class CoordinatorMachine(RuleBasedStateMachine):
         self.last_turn = self.model.now = now
         for event in events:
             self._tell_model(event)
-        events = (*events, ev.MailRead(now))
+        if self.reads_mail:
+            self.model.read_at = now
+            events = (*events, ev.MailRead(now))
         facts = self.store.lookup(coordinator.questions(now, events))
         turn = coordinator.turn(now, 1e9 + now, events, facts)
         self.store.commit(turn.changes)
@@ -594,7 +609,8 @@ class CoordinatorMachine(RuleBasedStateMachine):
             toy.registers = False
             self._say(toy, toy.next(), toy.registration())
         if toy.epoch:
-            self._say(toy, toy.next(), toy.report(brief=brief))
+            self.old_reports.append((toy, toy.next(), toy.report(brief=brief)))
+            self._say(*self.old_reports[-1])
 
     # --- rules: the workers ---------------------------------------------------------------------
 
@@ -608,25 +624,35 @@ class CoordinatorMachine(RuleBasedStateMachine):
                 for one in fresh]  # fmt: skip
         self._turn(ev.Generated(tuple(made)))
 
-    @rule(which=pick, brief=st.booleans())
-    def report(self, which: int, brief: bool) -> None:
-        self._talk(self.toys[which], brief=brief)
+    @initialize(count=st.integers(1, 4))
+    def all_begin(self, count: int) -> None:
+        self.tasks_are_generated(count)
+        self.all_report(True)
 
-    @rule()
-    def all_report(self) -> None:
-        for toy in self.toys:
-            self._talk(toy, brief=False)
+    @rule(which=pick, begin=st.booleans(), brief=st.booleans())
+    def report(self, which: int, begin: bool, brief: bool) -> None:
+        toy = self.toys[which]
+        if begin:
+            toy.begin()
+        self._talk(toy, brief=brief)
+
+    @rule(begin=st.booleans())
+    def all_report(self, begin: bool) -> None:
+        for _ in range(2):
+            for toy in self.toys:
+                if begin:
+                    toy.begin()
+                self._talk(toy, brief=False)
+
+    @rule(nth=st.integers(1, 12))
+    def an_old_report_comes_again(self, nth: int) -> None:
+        if self.old_reports:
+            self._say(*self.old_reports[-min(nth, len(self.old_reports))])
 
     @rule(which=pick)
     def register_again(self, which: int) -> None:
         toy = self.toys[which]
         self._say(toy, toy.next(), toy.registration())
-
-    @rule(which=pick)
-    def work_begins(self, which: int) -> None:
-        holds = self.toys[which].holds
-        for held in [one for one, runs in holds.items() if not runs][: SLOTS - sum(holds.values())]:
-            holds[held] = True
 
     @rule(
         which=pick,
@@ -671,21 +697,34 @@ class CoordinatorMachine(RuleBasedStateMachine):
         for counter, message in toy.outbox.items() if spool else ():
             self._say(toy, counter, message, spooled=True)
 
-    @rule(which=pick)
-    def a_worker_leaves(self, which: int) -> None:
+    @rule(which=pick, tidy=st.booleans())
+    def a_worker_leaves(self, which: int, tidy: bool) -> None:
+        """With everything handed back; or without, when its time is over."""
         toy = self.toys[which]
-        for held in list(toy.holds):
+        for held in list(toy.holds) if tidy else ():
             toy.settle(held, "returned")
+        for counter in list(toy.outbox) if tidy else ():
+            self._say(toy, counter, toy.told[counter])
+        self._say(toy, toy.next(), ShutdownAck("draining"))
+        self.made += 1
+        self.toys[which] = Toy(self.made)
+
+    @rule(lose=st.booleans(), read=st.booleans())
+    def the_network(self, lose: bool, read: bool) -> None:
+        """From now on posts are lost, or the manager does not come to the end of its mail."""
+        self.lose_posts, self.reads_mail = lose, read
+
+    @rule(which=pick, how=st.sampled_from(("finished", "exception", "crash")))
+    def a_worker_is_given_up_and_finishes(self, which: int, how: str) -> None:
+        """Its lease ends while it works; then it comes back, with an outcome or still at it."""
+        toy = self.toys[which]
+        self.time_passes(65.0)
+        for held in [held for held, runs in toy.holds.items() if runs][:1]:
+            toy.settle(held, how)
+        self._talk(toy, brief=False)
+        self._talk(toy, brief=False)
         for counter in list(toy.outbox):
             self._say(toy, counter, toy.told[counter])
-        if not toy.outbox:
-            self._say(toy, toy.next(), ShutdownAck("draining"))
-            self.made += 1
-            self.toys[which] = Toy(self.made)
-
-    @rule(lose=st.booleans())
-    def the_network(self, lose: bool) -> None:
-        self.lose_posts = lose
 
     # --- rules: time, operators, the manager ------------------------------------------------------
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jobflow_worker import limits
 from jobflow_worker.messages import Assignment, Held
-from jobflow_worker.workload import Workload
+from jobflow_worker.workload import REST_S_MAX, Workload
 
 PATIENCE_S = 1.0
 
@@ -29,6 +29,18 @@ def test_each_slot_gets_one_before_any_gets_two() -> None:
     work.feed(0.0, PATIENCE_S)
     assert names(work.running()) == ["a", "b"]
     assert names(work.behind()) == ["c"]
+
+
+def test_outcomes_of_short_tasks_wait_for_company_while_every_slot_has_work() -> None:
+    work = loaded(2, median_s=0.001)
+    assert work.rest_s() == 0.0, "a slot has nothing to do"
+    for slot in work.slots:
+        slot.fed.extend([Held("a", 1)] * 3)
+    assert work.rest_s() == 0.001
+    work.slots[0].fed.extend([Held("a", 1)] * 20)
+    assert work.rest_s() == 0.001, "the poorest slot decides"
+    work.slots[1].broken = True
+    assert work.rest_s() == REST_S_MAX
 
 
 def test_long_tasks_are_not_fed_ahead() -> None:
