@@ -303,7 +303,8 @@ class BatchDesk:
         tail = ""
         if job.state in LAUNCH_OVER:
             tail = read_tail(str(self._paths.launch_dir(launch_id) / "output"))
-        return LaunchSeen(launch_id, job.state, job.batch_job_id, job.reason, tail, job.time_left_s)
+        words = (job.batch_job_id, job.reason, tail, job.time_left_s, job.blameless)
+        return LaunchSeen(launch_id, job.state, *words)
 
     def _note_orphans(self, query: _Query, jobs: Iterable[JobSeen]) -> None:
         """Jobs of our name that no open launch claims."""

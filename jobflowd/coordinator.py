@@ -80,6 +80,8 @@ class Coordinator:
         for event in events:
             if isinstance(event, ev.Heard):
                 self._ask_about(event, asked)
+            elif isinstance(event, ev.LaunchSeen):
+                self._ask_about_charges(event, asked)
             elif isinstance(event, ev.Generated):
                 asked.definitions.extend(one.task_id for one in event.definitions)
             elif isinstance(event, ev.Asked):
@@ -95,6 +97,14 @@ class Coordinator:
         if due is not None and due <= now:
             asked.due_before, asked.due_limit = now, DUE_PAGE
         return asked
+
+    def _ask_about_charges(self, event: ev.LaunchSeen, asked: Questions) -> None:
+        launch = self.book.launches.get(event.launch_id) if event.blameless else None
+        worker = self.book.by_row.get(launch.worker or -1) if launch is not None else None
+        for held in worker.charged if worker is not None else ():
+            asked.attempts.append(held)
+            if not self.book.knows(held.task_id):
+                asked.tasks.append(held.task_id)
 
     def _ask_about(self, event: ev.Heard, asked: Questions) -> None:
         worker = self.book.workers.get(event.worker_id)

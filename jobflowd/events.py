@@ -80,7 +80,8 @@ class SubmitFailed:
 @dataclass(frozen=True, slots=True)
 class LaunchSeen:
     """The batch system's (or the process table's) opinion of a launch; `tail` is the end of its
-    output when it is over, `time_left_s` what its time limit leaves to its job."""
+    output when it is over, `time_left_s` what its time limit leaves to its job. `blameless`: the
+    site itself ended it (a failed node, preemption, its time limit)."""
 
     launch_id: str
     state: LaunchState
@@ -88,6 +89,7 @@ class LaunchSeen:
     reason: str = ""
     tail: str = ""
     time_left_s: float | None = None
+    blameless: bool = False
 
 
 @dataclass(frozen=True, slots=True)

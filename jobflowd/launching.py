@@ -120,6 +120,8 @@ class Launching:
         book = self.book
         worker = self._worker_of(launch)
         asked = launch.cancel_asked
+        if worker is not None and event.blameless:
+            outcomes.give_back(book, worker, event.reason)
         if worker is not None and worker.registered and not self.local:
             charge = not asked and event.state is LaunchState.FAILED
             reports.doubt(book, worker, event.reason or "its batch job is over", charge=charge)

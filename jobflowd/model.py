@@ -256,6 +256,8 @@ class Worker:
     line: Line = field(default_factory=Line)
     streak: dict[int, None] = field(default_factory=dict)
     streak_since: float = 0.0
+    #: What was charged as lost with it, until somebody knows that its task had no part in it.
+    charged: list[Held] = field(default_factory=list)
 
 
 @dataclass(slots=True)

@@ -383,6 +383,8 @@ def give_up(book: Book, worker: Worker, cause: str, *, charge: bool) -> None:
         if started:
             task.deliveries += 1
         _charge(task, charged)
+        if charged:
+            worker.charged.append(Held(task.task_id, one.attempt))
         book.record(
             task,
             one.attempt,
@@ -397,6 +399,31 @@ def give_up(book: Book, worker: Worker, cause: str, *, charge: bool) -> None:
             again(book, task, f"worker lost: {cause}")
         else:
             book.enqueue(task, again=False)
+
+
+def give_back(book: Book, worker: Worker, cause: str) -> None:
+    """The site says, after its worker was lost, that it ended the worker's job itself.
+
+    What was charged for the loss is given back, unless the task has ended since, or the attempt's
+    own outcome has moved the charge.
+    """
+    charged, worker.charged = worker.charged, []
+    for held in charged:
+        task = book.find(held.task_id)
+        past = book.facts.attempts.get(held)
+        if task is None or past is None or not past.charged or task.state in TASK_TERMINAL:
+            continue
+        if past.outcome != "lost":
+            continue
+        _charge(task, past.charged, -1)
+        book.touch(task)
+        book.record(task, held.attempt, worker.row, "lost", cause, error=cause)
+        book.story(
+            "charge_returned",
+            f"attempt {held.attempt}: {cause}",
+            task=task.task_id,
+            worker=worker.worker_id,
+        )
 
 
 def release_held(book: Book, task: Task, cause: str) -> None:

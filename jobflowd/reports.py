@@ -176,7 +176,9 @@ def on_report(book: Book, worker: Worker, report: Report) -> None:
     book.dirty[worker.worker_id] = worker
     worker.seen = max(worker.seen, min(report.seen, worker.seq))
     outcomes.raise_floor(book, worker, report.floor)
-    worker.rss_bytes, worker.time_left_s = report.rss_bytes, report.time_left_s
+    worker.rss_bytes = report.rss_bytes
+    if report.time_left_s is not None:
+        worker.time_left_s = report.time_left_s  # A worker that knows none leaves the site's word.
     if not report.same and not report.brief:
         worker.report = report
         worker.progress = {one.task_id: one for one in report.progress}

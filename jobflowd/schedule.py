@@ -31,7 +31,7 @@ def assign_ready(book: Book) -> None:
     asking = [room for room in asking if room.left > 0]
     # Who has most time goes first: what it cannot take, nobody can.
     asking.sort(key=lambda room: room.time_left, reverse=True)
-    aside: list[Task] = []
+    rooms, aside = asking, list[Task]()
     while asking and len(book.ready):
         share = max(1, len(book.ready) // len(asking))
         for room in asking:
@@ -41,6 +41,9 @@ def assign_ready(book: Book) -> None:
         asking = [room for room in asking if room.left > 0 and not room.full]
     for task in aside:
         book.ready.offer(task)
+    for room in rooms:
+        if room.misfits:
+            walltime.make_room(book, room.worker)
 
 
 class _Room:
@@ -58,6 +61,7 @@ class _Room:
             )
             self.bytes_left = min(self.bytes_left, MAILBOX_SPEC_BYTES_MAX - unseen)
         self.seq = 0
+        self.misfits = 0
         self.full = self.bytes_left <= 0
         left = walltime.room_s(book, worker)
         self.time_left = float("inf") if left is None else left
@@ -108,7 +112,8 @@ def _fill(book: Book, room: _Room, share: int, aside: list[Task]) -> None:
         if not walltime.fits(book, worker, task, room.usual):
             if not walltime.misfit(book, worker, task):
                 aside.append(task)
-            room.full = room.full or worker.shutdown is not None or len(aside) >= MISFITS_MAX
+                room.misfits += 1
+            room.full = len(aside) >= MISFITS_MAX
             if room.full:
                 return
             continue

@@ -52,14 +52,8 @@ def is_fresh(book: Book, worker: Worker) -> bool:
 
 
 def misfit(book: Book, worker: Worker, task: Task) -> bool:
-    """The worker cannot take this task. Returns True if the task was ended for it.
-
-    An idle worker that has lived its time makes room for a new one at once.
-    """
-    if worker.attempts:
-        return False
+    """The worker cannot take this task. Returns True if the task was ended for it."""
     if not is_fresh(book, worker):
-        outbound.shut_down(book, worker, "walltime", now=False)
         return False
     request, left = task.time_request_s, worker.time_left_s
     if request is None or left is None or worker.launch_id not in book.launches:
@@ -71,3 +65,10 @@ def misfit(book: Book, worker: Worker, task: Task) -> bool:
         f"{room_s(book, worker):g} s: ask for less, or give workers a longer time limit",
     )
     return True
+
+
+def make_room(book: Book, worker: Worker) -> None:
+    """Nothing that waits fits this worker. If it is idle and has lived its time, it leaves at once,
+    and a new one comes in its place."""
+    if not worker.attempts and worker.shutdown is None and not is_fresh(book, worker):
+        outbound.shut_down(book, worker, "walltime", now=False)

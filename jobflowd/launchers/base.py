@@ -86,13 +86,15 @@ class Unknown:
 
 @dataclass(frozen=True, slots=True)
 class JobSeen:
-    """One batch job in an answer. `name` is the launch id if it is one of ours."""
+    """One batch job in an answer. `name` is the launch id if it is one of ours. `blameless`: the
+    site ended it for a reason that is no task's (a failed node, preemption, its time limit)."""
 
     batch_job_id: str
     name: str
     state: LaunchState
     reason: str = ""
     time_left_s: float | None = None
+    blameless: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,6 +59,10 @@ STATES: Final[Mapping[str, LaunchState]] = {
 _KNOWN_ENDS: Final = re.compile(
     r"TERM_(?:RUNLIMIT|OWNER|ADMIN|PREEMPT|REQUEUE|FORCE|DEADLINE|LOAD|WINDOW|REMOVE_HUNG)"
 )
+#: Of these, what the site did. An owner's kill may be our own.
+_BLAMELESS: Final = re.compile(
+    r"TERM_(?:RUNLIMIT|PREEMPT|REQUEUE|DEADLINE|LOAD|WINDOW|REMOVE_HUNG)"
+)
 
 #: bsub refused and nothing is queued; what follows "later" in LSF's own list is a limit.
 _LIMITED: Final = re.compile(
@@ -233,7 +237,8 @@ def _job(
         reason = f"the job's state is {word or 'empty'}"
     elif word != "RUN":
         reason = "suspended"
-    return JobSeen(job_id, name, state, jobtext.one_line(reason))
+    blameless = state is LaunchState.ENDED and bool(_BLAMELESS.search(exit_reason))
+    return JobSeen(job_id, name, state, jobtext.one_line(reason), None, blameless)
 
 
 def _in_line(arg: str) -> bool:

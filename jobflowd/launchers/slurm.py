@@ -75,6 +75,9 @@ _WORDS: Final[Mapping[str, str]] = {
     "OUT_OF_MEMORY": "the job used more memory than it asked for",
 }
 
+#: What the site did to a job, whatever ran in it. Not CANCELLED: that may have been our own doing.
+_BLAMELESS: Final = ("NODE_FAIL", "BOOT_FAIL", "PREEMPTED", "TIMEOUT", "DEADLINE", "REVOKED")
+
 _NAME: Final = "by which it finds its jobs again"
 _OWNED: Final[dict[str, str]] = {
     "job-name": _NAME,
@@ -281,7 +284,8 @@ def _job(job_id: str, word: str, reason: str, name: str, left: str) -> JobSeen:
         reason = "" if reason == "None" else reason
     found = _JOB_ID.fullmatch(job_id)
     left_s = _seconds(left) if state is LaunchState.RUNNING else None
-    return JobSeen(found[1] if found else job_id, name, state, reason, left_s)
+    number = found[1] if found else job_id
+    return JobSeen(number, name, state, reason, left_s, first in _BLAMELESS)
 
 
 def _seconds(text: str) -> float | None:

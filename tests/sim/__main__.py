@@ -39,6 +39,7 @@ def summary(outcomes: list[Outcome], seconds: float) -> dict[str, Any]:
         "tasks": tasks,
         "executions_per_task": round(stats["executions"] / max(1, tasks), 3),
         "manager_lives": stats["lives"],
+        "quarantines": stats["quarantines"],
         "faults": dict(sorted(faults.items())),
     }
 

@@ -30,6 +30,7 @@ from jobflowd.model import (
     LAUNCH_OVER,
     TASK_IN_FLIGHT,
     TASK_TERMINAL,
+    AttemptRow,
     Changes,
     LaunchState,
     Snapshot,
@@ -94,6 +95,8 @@ class Checks:
         for story in changes.stories:
             if story.kind == "worker_lost" and "lease expired" in story.text:
                 self._expired(manager, story.worker_id or "")
+            if story.kind == "quarantined":
+                self.world.stats["quarantines"] += 1
             if story.kind == "refused":
                 raise Violation(f"an honest worker is refused: {story}")
 
@@ -121,12 +124,15 @@ class Checks:
             self.rows[new.definition.task_id] = new.row
             self.tasks[new.row] = (TaskState.QUEUED, 0, 0)
         for row, task in changes.all_tasks.items():
+            new = row in self.tasks and task.issued > self.tasks[row][1]
             self.tasks[row] = (task.state, task.issued, 0)
             if task.state is TaskState.ASSIGNED:
-                self._assigned(manager, task)
+                self._assigned(manager, task, new=new)
         for attempt in changes.attempts:
             name = self.ids[attempt.task]
             held = Held(name, attempt.attempt)
+            if len(changes.attempts) == 1:
+                self._broken_node(manager, attempt)
             if attempt.charged and attempt.cause.startswith("worker left"):
                 raise Violation(f"{held} is charged for a known cause: {attempt.cause}")
             late = held in self.recorded
@@ -142,10 +148,26 @@ class Checks:
         if self.world.rng.random() < 0.1:
             self.audit(manager)
 
-    def _assigned(self, manager: SimManager, task: Task) -> None:
+    def _assigned(self, manager: SimManager, task: Task, *, new: bool) -> None:
+        """I8: only to who is connected, and nothing new to who leaves or is quarantined."""
         worker = manager.coordinator.book.by_row.get(task.worker or -1)
         if worker is None or not worker.registered:
             raise Violation(f"{task.task_id} is assigned to a worker that is not connected")
+        if new and (worker.state is not WorkerState.ONLINE or worker.shutdown is not None):
+            raise Violation(f"{task.task_id} is given to a worker that is {worker.state.word}")
+
+    def _broken_node(self, manager: SimManager, attempt: AttemptRow) -> None:
+        """What fails on a quarantined worker while other hosts work is not the task's fault."""
+        book = manager.coordinator.book
+        worker = book.by_row[attempt.worker]
+        if worker.state is not WorkerState.QUARANTINED or (attempt.duration_s or 9.0) > 2.0:
+            return
+        if attempt.outcome == "failed" and attempt.charged and any(
+            one.registered and one.state is WorkerState.ONLINE and one.host != worker.host
+            and book.last_success.get(one.host, float("-inf")) >= worker.streak_since
+            for one in book.workers.values()
+        ):  # fmt: skip
+            raise Violation(f"{attempt.task} is charged for the broken node of {worker.worker_id}")
 
     def on_life(self, snapshot: Snapshot) -> None:
         """A new life: in-flight tasks are queued, launches stale; nothing else may differ."""

@@ -51,7 +51,9 @@ def _budgets(sim: Simulation) -> None:
             raise Violation(f"{name} was tried again, and it cannot be retried")
         kills = sim.checks.kills.get(name, 0)
         # In company and in the dark nobody is blamed, nor while the manager is away.
-        if kills > 3 + 3 + sim.world.stats["lives"] - 1:
+        # The same after a full disk, when memory begins anew from what was stored.
+        away = sim.world.stats["lives"] - 1 + sim.world.faults["disk_full"]
+        if kills > 3 + 3 + away:
             raise Violation(f"{name} killed {kills} workers, with two losses allowed")
 
 
@@ -60,6 +62,9 @@ def _nobody_left(sim: Simulation) -> None:
     world = sim.world
     beats = NOTICE_BEATS * sim.profile.heartbeat_s
     bound = world.now + beats + 2 * 15.0 + sim.profile.duration_s[1] + 12.0
+    if sim.detached:
+        # Left alone on purpose, they wait for a next manager, each as long as it was told to.
+        bound += sim.manager_timeout_s
     world.run(lambda: not sim.cluster.alive, bound)
     if sim.cluster.alive:
         left = [one.worker_id for one in sim.cluster.alive]

@@ -87,7 +87,8 @@ class SimManager:
         snapshot = self.store.begin_epoch("adopt", wall=world.wall)
         self.coordinator = Coordinator(self.settings, snapshot, int(snapshot.meta["epoch"]))
         self.recovery = Recovery(self.store, self.settings, Path("nowhere"))
-        self._pending = [ev.ProgramChanged("hash")]
+        self.sim.edit_program()
+        self._pending = [ev.ProgramChanged(self.sim.program_hash)]
         self.socket.clear()
         self._peers.clear()
         self._boxes.clear()
@@ -240,7 +241,8 @@ class SimManager:
             self._turn(events)
         if self.coordinator.book.finishing is None or self.world.chaos:
             self.sim.finishing_at = self.world.now
-        if self.up and self.coordinator.finished is not None:
+        # What a full disk refused has not happened, the end of the run included.
+        if self.up and not self.recovery.degraded and self.coordinator.finished is not None:
             self.exit_code = self.coordinator.finished
             self.sim.exited(self.exit_code)
 

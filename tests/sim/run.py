@@ -18,6 +18,7 @@ from jobflowd import coordinator, window
 from jobflowd import events as ev
 from jobflowd.book import Book, Settings
 from jobflowd.model import Definition, LaunchState, TaskState
+from jobflowd.quarantine import QUARANTINE_S
 from jobflowd.store import Store
 from tests.sim.checks import Checks
 from tests.sim.cluster import Cluster
@@ -33,6 +34,8 @@ GRACE_S = 150.0
 BACKOFF_MAX_S = 4.0
 #: A run that has not ended its chaos by then is broken in a way of its own.
 HARD_STOP_S = 3000.0
+#: Where everything fails in some histories; every third worker is there.
+BROKEN_HOST = "host1"
 
 
 @dataclass(slots=True)
@@ -91,8 +94,11 @@ class Simulation:
         self.most_wanted = profile.workers
         self.over = False
         self.stop_asked = False
+        self.detached = False
         self.finishing_at: float | None = None
         self._tickets = 0
+        #: The text of the program as it is on the disk that all nodes see.
+        self.program_hash = "hash"
         self.special = self._draw_special()
         self.definitions = [self._definition(n) for n in range(profile.tasks)]
 
@@ -110,13 +116,19 @@ class Simulation:
             special[name] = self.fates.choice(("exception", "crash", "nonretryable"))
         return special
 
-    def fate(self, held: Held) -> Fate:
-        """What becomes of an attempt: fixed per task and attempt, whenever and wherever it runs."""
+    def fate(self, held: Held, host: str) -> Fate:
+        """What becomes of an attempt: fixed per task and attempt, whenever and wherever it runs.
+
+        Except on the broken host, where nearly everything fails at once until it is mended.
+        """
         rng = random.Random(f"{self.profile.seed} {held.task_id} {held.attempt}")
         duration = rng.uniform(*self.profile.duration_s)
         special = self.special.get(held.task_id)
         if special is not None:
             return Fate(special, duration)
+        if host == BROKEN_HOST and self.world.chaos and rng.random() < self.profile.broken:
+            self.world.fault("broken_node")
+            return Fate("exception", rng.uniform(0.005, 0.5))
         if rng.random() < self.profile.task_fails and self.world.chaos:
             return Fate(rng.choice(("exception", "exception", "timeout", "memory")), duration)
         if rng.random() < self.profile.child_dies and self.world.chaos:
@@ -144,7 +156,24 @@ class Simulation:
             batch = tuple(self.definitions[start : start + size])
             self.world.at(at, self.manager.tell, life, ev.Generated(batch))
             start += size
+            if self.world.chaos and self.world.chance(self.profile.generator_dies):
+                self.world.at(at + 0.1, self._generator_fails, life)
+                return
         self.world.at(at + 0.1, self.manager.tell, life, ev.GenerationEnded())
+
+    def _generator_fails(self, life: int) -> None:
+        """It raised, or was killed, in the middle of the list."""
+        if self.manager.up and life == self.manager.incarnation:
+            self.world.fault("generator_died")
+            # The run ends with what is running, and is started again.
+            self.stop_asked = True
+            self.manager.tell(life, ev.GenerationEnded("ValueError: it ends here"))
+
+    def edit_program(self) -> None:
+        """Before a restart, somebody may have edited the program's file."""
+        if self.world.chaos and self.world.chance(self.profile.edits):
+            self.world.fault("program_edited")
+            self.program_hash = f"hash{self.manager.incarnation}"
 
     def ask(self, cmd: str, **args: Any) -> None:
         self._tickets += 1
@@ -187,7 +216,9 @@ class Simulation:
         """The daemon ended by itself."""
         book = self.manager.coordinator.book
         self.world.trace(f"manager exits with {code}")
-        detached = book.finishing == "detach"
+        detached = self.detached = book.finishing == "detach"
+        if book.generation_error is not None and not detached and code != 65:
+            raise Violation(f"exit code {code}, and the generator failed")
         self._prompt(book)
         self.put_beacon("detached" if detached else "closed")
         self.manager.die()
@@ -277,6 +308,8 @@ class Simulation:
         pauses = (
             settings.hold_s + 3 * self.profile.lease_s + 2 * GRACE_S + 10 * settings.heartbeat_s
         )
+        if self.profile.broken:
+            pauses += QUARANTINE_S
         return 120.0 + work + special + pauses
 
     def _whats_left(self) -> str:

@@ -56,6 +56,10 @@ class Profile:
     operator: float = 0.0
     stops: float = 0.0
     drain_few: float = 0.0
+    #: A host on which everything fails at once; a generator that fails; an edit before a restart.
+    broken: float = 0.0
+    generator_dies: float = 0.0
+    edits: float = 0.0
     notes: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -123,3 +127,6 @@ def _swarm(one: Profile, rng: random.Random) -> None:
     one.operator = perhaps(1 / rng.uniform(3.0, 15.0))
     one.stops = perhaps(1 / rng.uniform(20.0, 60.0))
     one.drain_few = perhaps(rng.uniform(0.1, 0.7))
+    one.broken = rng.choice((0.0, 0.0, 0.0, 0.9, 1.0))
+    one.generator_dies = rng.choice((0.0, 0.0, 0.0, 0.3))
+    one.edits = rng.choice((0.0, 0.0, 0.0, 0.5))

@@ -84,7 +84,7 @@ class SimSlot:
             return
         worker = self.worker
         held = self.queue.popleft()
-        fate = worker.sim.fate(held)
+        fate = worker.sim.fate(held, worker.host)
         self._token += 1
         self.head = Job(held, fate, self._token, worker.world.now)
         worker.sim.checks.began(worker, held)
@@ -169,7 +169,9 @@ class SimWorker:
         self.frozen = False
         self._kept: list[Event] = []
         slots = sim.profile.slots
-        identity = Identity("1", "3", f"host{number % 3}", number, slots, "hash", launch_id)
+        self.host = f"host{number % 3}"
+        text = sim.program_hash
+        identity = Identity("1", "3", self.host, number, slots, text, launch_id)
         self.session = Session(identity, manager_timeout_s=sim.manager_timeout_s)
         self.session.transport = transport
         self.slots = [SimSlot(self, one) for one in range(slots)]

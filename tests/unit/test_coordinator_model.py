@@ -282,9 +282,9 @@ class Model:
         if not contact.confirmed:
             contact.confirmed = True
             for task_id, task in self.tasks.items():
-                if task.held and task.holder == worker:
-                    if Held(task_id, task.current) not in report.settled:
-                        self._release(task)
+                mine = task.held and task.holder == worker
+                if mine and Held(task_id, task.current) not in report.settled:
+                    self._release(task)
 
     def _release(self, task: Entry) -> None:
         one = task.tries[task.current]

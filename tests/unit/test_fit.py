@@ -188,7 +188,7 @@ def test_a_worker_by_hand_judges_no_task(fitting: Fitting) -> None:
     assert worker.shutdown is None
     assert fitting.state("t0") is TaskState.QUEUED
     assert "no worker has the 2000 s left that it needs" in fitting.why("t0")
-    assert fitting.says(worker, None) == ["t0"]
+    assert fitting.says(worker, 5000.0) == ["t0"]
 
 
 def test_no_limit_no_rule(fitting: Fitting) -> None:
@@ -226,3 +226,14 @@ def test_nothing_is_given_that_is_known_not_to_fit(
                     assert usual <= room
     finally:
         store.close()
+
+
+def test_an_idle_worker_looks_past_what_does_not_fit(fitting: Fitting) -> None:
+    """It leaves only if nothing in the queue fits what it has left."""
+    fitting.define(None)
+    worker = fitting.launched()
+    assert fitting.says(worker, 3000.0) == ["t0"]
+    fitting.ends(worker, 10.0)
+    fitting.define(2000.0, 2000.0, 100.0)
+    assert fitting.says(worker, 1500.0) == ["t3"]
+    assert worker.shutdown is None
