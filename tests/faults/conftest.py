@@ -68,11 +68,15 @@ class FailingDisk:
         options = "loop,errors=remount-ro"
         subprocess.run(["mount", "-o", options, str(self._image), str(self.place)], check=True)
 
-    def fail(self) -> None:
-        """From now on every write ends with EROFS, also through what is open."""
+    def trigger(self) -> Path:
+        """The kernel's own switch for an error of this file system (Linux 5.0 and newer)."""
         device = os.stat(self.place).st_dev
         name = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}").resolve().name
-        Path(f"/sys/fs/ext4/{name}/trigger_fs_error").write_text("1")
+        return Path(f"/sys/fs/ext4/{name}/trigger_fs_error")
+
+    def fail(self) -> None:
+        """From now on every write ends with EROFS, also through what is open."""
+        self.trigger().write_text("1")
 
     def mend(self) -> None:
         """What an administrator does: unmount, check, mount."""
@@ -95,6 +99,7 @@ def failing_disk(tmp_path: Path) -> Iterator[FailingDisk]:
         subprocess.run(["mkfs.ext4", "-q", str(image)], check=True, capture_output=True)
         disk.mount()
         place.chmod(0o700)
+        disk.trigger().stat()
     except (OSError, subprocess.CalledProcessError) as error:
         pytest.skip(f"no ext4 on a loop device here: {error}")
     yield disk

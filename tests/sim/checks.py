@@ -71,7 +71,6 @@ class Checks:
         self.verdicts: dict[tuple[str, int], str] = {}
         self.counters: dict[tuple[str, Held], int] = {}
         self.outbox: dict[str, dict[int, Outcomes]] = {}
-        self.query_at = float("-inf")
 
     # --- the disk -----------------------------------------------------------------------------
 
@@ -131,11 +130,11 @@ class Checks:
         for attempt in changes.attempts:
             name = self.ids[attempt.task]
             held = Held(name, attempt.attempt)
-            if len(changes.attempts) == 1:
-                self._broken_node(manager, attempt)
             if attempt.charged and attempt.cause.startswith("worker left"):
                 raise Violation(f"{held} is charged for a known cause: {attempt.cause}")
             late = held in self.recorded
+            if len(changes.attempts) == 1 and not late:
+                self._broken_node(manager, attempt)
             self.recorded[held] = None
             if attempt.outcome == "failed" and attempt.charged and not late:
                 self.failures[name] = self.failures.get(name, 0) + 1

@@ -17,7 +17,7 @@ from jobflow_worker.messages import Held
 from jobflowd import coordinator, window
 from jobflowd import events as ev
 from jobflowd.book import Book, Settings
-from jobflowd.model import Definition, LaunchState, TaskState
+from jobflowd.model import Definition, LaunchState, TaskState, WorkerState
 from jobflowd.quarantine import QUARANTINE_S
 from jobflowd.store import Store
 from tests.sim.checks import Checks
@@ -197,7 +197,12 @@ class Simulation:
 
     def _leaving(self, worker: SimWorker | None, book: Book) -> bool:
         known = book.workers.get(worker.worker_id) if worker is not None else None
-        return known is not None and (known.shutdown is not None or known.leaving)
+        return known is not None and (
+            known.shutdown is not None
+            or known.leaving
+            # It stays for its time, and another takes its place.
+            or known.state is WorkerState.QUARANTINED
+        )
 
     def crashed(self) -> None:
         """A crash inside a turn."""

@@ -8,11 +8,14 @@ the coordinator's choice: there the model says whether that was allowed.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from pairing import HEARTBEAT_S, LEASE_S, Pair
 
 from jobflow_worker.messages import (
     Ack,
@@ -36,12 +39,11 @@ from jobflowd import events as ev
 from jobflowd.book import Settings
 from jobflowd.coordinator import Coordinator
 from jobflowd.effects import Deliver, Post, Turn
-from jobflowd.model import TASK_TERMINAL, Definition, Questions, Task, TaskState
+from jobflowd.model import SOLO_WORKER, TASK_TERMINAL, Definition, Questions, Task, TaskState
 from jobflowd.store import Store
 
 QUEUED, ASSIGNED, RUNNING, SUCCEEDED, FAILED, CANCELED = TaskState
 OUT = (ASSIGNED, RUNNING)
-HEARTBEAT_S, LEASE_S = 10.0, 60.0
 HOLD_S = HEARTBEAT_S + LEASE_S
 MAX_LOSSES, MAX_RETRIES, MAX_DELIVERIES = 2, 1, 8
 SLOTS, ROOM = 2, 3
@@ -858,3 +860,71 @@ CoordinatorMachine.TestCase.settings = settings(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 TestCoordinatorMachine = CoordinatorMachine.TestCase
+
+
+# --- found by random histories, here and in tests/sim -------------------------------------------
+
+
+def given_up(pair: Pair, task_id: str) -> Held:
+    """Its worker is silent until its lease is over, and back with nothing but an outcome to tell."""
+    (seat,) = pair.seats.values()
+    held = Held(task_id, pair.task(task_id).current)
+    pair.advance(LEASE_S + HEARTBEAT_S, beats=False)
+    return held
+
+
+@pytest.mark.xfail(strict=True, reason="a late failure does not end a queued task")
+def test_a_late_failure_that_uses_up_the_budget_ends_the_task(pair: Pair) -> None:
+    pair.define("a", max_retries=0)
+    seat = pair.worker()
+    held = given_up(pair, "a")
+    pair.ask("pause")
+    identity = Register(*(1, 1, "1", "3.11", "h1", 1, 1, "zmq", "hash", 90))
+    pair.say(seat, 90, identity)
+    failed = Failed(*held, "exception", "exception!", "", None, None, USAGE, "")
+    pair.say(seat, 91, TaskFailed(90, (failed,)))
+    assert pair.state("a") is FAILED
+
+
+@pytest.mark.xfail(strict=True, reason="what was taken back unseen is not counted as being there")
+def test_what_was_taken_back_unseen_still_takes_up_room(pair: Pair) -> None:
+    seat = pair.worker(slots=3)
+    worker = pair.coordinator.book.workers[seat.worker_id]
+    seen, room = worker.seen, worker.credit
+    pair.define(*"abcdefghij")
+    assert len(worker.attempts) == room
+    pair.ask("cancel", task_ids=["a"])
+    # A report of before all that: "a" is on its way, and so is the word that it must not run.
+    report = Report(pair.coordinator.book.epoch, worker.hb_seq + 1, seen, worker.floor, room)
+    pair.say(seat, 99, Heartbeat(report))
+    assert len(worker.attempts) == room - 1
+
+
+@pytest.mark.xfail(strict=True, reason="the exit code is taken before the rest of the turn")
+def test_a_result_in_the_turn_of_a_detach_counts_for_the_exit_code(pair: Pair) -> None:
+    pair.define("a")
+    pair.turn(ev.GenerationEnded())
+    seat = pair.worker()
+    seat.finish("a")
+    mail, pair.mail = pair.mail, []
+    pair.turn(ev.StopAsked("a signal", detach=True), *mail)
+    assert pair.state("a") is SUCCEEDED
+    assert pair.coordinator.finished == 0
+
+
+@pytest.mark.xfail(strict=True, reason="company is kept from what is assigned, not taken back")
+def test_a_suspect_that_is_taken_back_is_still_alone(make_pair: Callable[..., Pair]) -> None:
+    pair = make_pair(max_losses=0)
+    pair.define("a")
+    seat = pair.worker(slots=2)
+    held = given_up(pair, "a")
+    task = pair.task("a")
+    task.solo = SOLO_WORKER
+    identity = Register(*(1, 1, "1", "3.11", "h1", 1, 2, "zmq", "hash", 90), held=(held,))
+    pair.say(seat, 90, identity)
+    worker = pair.coordinator.book.workers[seat.worker_id]
+    assert list(worker.attempts) == ["a"]
+    report = Report(1, worker.hb_seq + 1, worker.seq, 90, 3, (held,))
+    pair.say(seat, 91, Heartbeat(report))
+    pair.define("b")
+    assert list(worker.attempts) == ["a"]
