@@ -138,7 +138,10 @@ def test_a_job_that_is_gone_is_replaced_within_two_polls(
     else:
         slurm.until_running(1)
         # Neither the worker nor its shell can say good-bye.
-        slurm.slurm("scancel", "--signal=KILL", "--full", slurm.alive()[0].job_id)
+        job = slurm.alive()[0].job_id
+        slurm.slurm("scancel", "--signal=KILL", "--full", job)
+        # SLURM itself takes its time to see that: polls count from then on.
+        slurm.until(lambda: job not in [one.job_id for one in slurm.alive()], "the job's end", 60)
     polls = calls.so_far()["squeue"]
     slurm.until(lambda: calls.so_far()["sbatch"] == 2, "another job", 40)
     assert calls.so_far()["squeue"] - polls <= 2

@@ -14,13 +14,17 @@ from .nfs import MANAGER, ROOT, SERVER, WORKERS, Nfs
 
 pytestmark = pytest.mark.slow
 N = 300
+#: The short test runs everywhere; these wait for a server's and a client's restart.
+LONG = pytest.mark.skipif(
+    not os.environ.get("JOBFLOW_NFS"), reason="takes five minutes: set JOBFLOW_NFS=1"
+)
+#: Reports come often, so that the end is noticed soon. The lease stays as long as NFS needs it.
+BRISK = ("--heartbeat-interval", "2", "--shutdown-grace-period", "10")
 
 
 @pytest.fixture
 def nfs() -> Iterator[Nfs]:
     """Root only. Its directory is short, since Unix sockets lie under it."""
-    if not os.environ.get("JOBFLOW_NFS"):
-        pytest.skip("takes five minutes: set JOBFLOW_NFS=1")
     if os.geteuid() != 0:
         pytest.skip("guests and their network need root")
     nfs = Nfs(Path(f"/tmp/jfn-{os.getpid()}"))
@@ -40,6 +44,25 @@ def pause(seconds: float) -> None:
     signal.sigtimedwait([signal.SIGUSR2], seconds)
 
 
+def test_two_clients_and_a_cut_network(nfs: Nfs) -> None:
+    """Lock, database and mailboxes on NFS: a cut shorter than the lease costs nothing."""
+    n = 40
+    daemon = nfs.manager(MANAGER, "manager.out", *BRISK, n=n, s=0.2)
+    nfs.until(lambda: "started" in nfs.printed(), "the manager")
+    worker = nfs.worker(WORKERS, "worker.out", "--slots", "2")
+    nfs.until(lambda: nfs.ends() >= 10, "ten tasks")
+    nfs.link("cut", WORKERS)
+    pause(3)
+    nfs.link("heal", WORKERS)
+    nfs.until(lambda: nfs.ends() == n, "all tasks")
+    assert daemon.wait(60) == 0, nfs.printed()
+    assert worker.wait(60) == 0, nfs.printed()
+    verdict = nfs.verdict(n)
+    assert verdict.problems == [], nfs.printed()
+    assert verdict.started_again == {}, nfs.printed()
+
+
+@LONG
 def test_a_cut_network_and_a_restarted_server_cost_nothing(nfs: Nfs) -> None:
     daemon = nfs.manager(MANAGER, "manager.out", n=N, s=0.2)
     nfs.until(lambda: "started" in nfs.printed(), "the manager")
@@ -63,6 +86,7 @@ def test_a_cut_network_and_a_restarted_server_cost_nothing(nfs: Nfs) -> None:
     assert verdict.started_again == {}, nfs.printed()
 
 
+@LONG
 def test_the_other_host_takes_the_session_over(nfs: Nfs) -> None:
     """The manager's host loses power. Its owner record and its locks lie on the server."""
     n = 60

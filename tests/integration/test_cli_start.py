@@ -38,6 +38,11 @@ def run(config):
     if act == "slow":
         detach.announce_waiting("the tasks of conv")
         signal.sigtimedwait([signal.SIGUSR1], 1.2)
+    if act == "stuck":
+        detach.announce_waiting("the tasks of conv")
+        signal.sigwait([signal.SIGTERM])
+        session.close()
+        return 4
     print("noise before", file=sys.stderr, flush=True)
     detach.announce_ready(session.name, session.paths.root, os.getpid(), session.log_path)
     signal.sigwait([signal.SIGTERM])
@@ -208,7 +213,7 @@ def test_ctrl_c_while_waiting_stops_the_daemon(
 ) -> None:
     process = subprocess.Popen(
         [sys.executable, str(world / "jobflowd"), "start", "-P", "conv.py", "--detach"],
-        env={**session_env, "STUB": "slow"},
+        env={**session_env, "STUB": "stuck"},
         cwd=world,
         stderr=subprocess.PIPE,
         text=True,

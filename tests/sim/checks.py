@@ -154,6 +154,8 @@ class Checks:
             raise Violation(f"{task.task_id} is assigned to a worker that is not connected")
         if new and (worker.state is not WorkerState.ONLINE or worker.shutdown is not None):
             raise Violation(f"{task.task_id} is given to a worker that is {worker.state.word}")
+        if new and worker.program_hash != self.sim.program_hash:
+            raise Violation(f"{task.task_id} is given to a worker of another program's text")
 
     def _broken_node(self, manager: SimManager, attempt: AttemptRow) -> None:
         """What fails on a quarantined worker while other hosts work is not the task's fault."""

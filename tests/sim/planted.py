@@ -21,7 +21,7 @@ from unittest.mock import patch
 
 from jobflow_worker.outbox import Outbox, Outgoing
 from jobflow_worker.session import Session
-from jobflowd import outcomes, pool, reports
+from jobflowd import outcomes, pool, quarantine, reports, schedule
 from jobflowd.book import Book
 from jobflowd.coordinator import Coordinator
 from jobflowd.launching import Launching
@@ -192,6 +192,15 @@ def _shutdown_said_once(book: Any, worker_id: str, *rest: Any, **words: Any) -> 
         book.workers[worker_id].line.shutdown_seq = seq
 
 
+def _charge_broken_nodes(book: Any, worker: Any, item: Any, task_row: int) -> bool:
+    _ON_FAILURE(book, worker, item, task_row)
+    return True
+
+
+def _no_end_of_the_list(self: Any, error: str | None, detail: str, *, ours: bool = False) -> None:
+    _GENERATION_ENDED(self, None, detail, ours=ours)
+
+
 def _seen_goes_back(self: Any, message: Any) -> None:
     if not message.again and message.epoch == self.epoch and message.seq <= self.seen:
         self.seen = 0
@@ -212,6 +221,8 @@ _ON_REPORT = reports.on_report
 _ASK = Coordinator._ask_about
 _REFUND = outcomes._refund
 _REGISTER = reports.on_register
+_ON_FAILURE = quarantine.on_failure
+_GENERATION_ENDED = Coordinator._generation_ended
 _WELCOME = Session._on_welcome
 
 PLANTS: dict[str, Callable[[], list[Plant]]] = {
@@ -252,6 +263,16 @@ PLANTS: dict[str, Callable[[], list[Plant]]] = {
     "left_with_its_tasks": lambda: [(reports, "leave", _leave_with_everything)],
     "spools_are_ignored": lambda: [(Coordinator, "_heard", _ignore_spools)],
     "old_worker_gets_a_new_row": lambda: [(Coordinator, "_ask_about", _new_row_for_old_worker)],
+    "quarantined_workers_get_tasks": lambda: [
+        (schedule, "_may_take", lambda one: one.registered and one.credit > 0)
+    ],
+    "broken_nodes_are_charged": lambda: [(quarantine, "on_failure", _charge_broken_nodes)],
+    "a_failed_generator_has_ended": lambda: [
+        (Coordinator, "_generation_ended", _no_end_of_the_list)
+    ],
+    "other_texts_are_welcome": lambda: [
+        (Coordinator, "_program_changed", _nothing),
+    ],
     "shutdown_is_said_once": lambda: [(reports, "on_register", _shutdown_said_once)],
 }
 

@@ -67,6 +67,10 @@ QUICK = (
     "left_with_its_tasks",
     "stale_launches_do_not_count",
     "old_worker_gets_a_new_row",
+    "quarantined_workers_get_tasks",
+    "broken_nodes_are_charged",
+    "a_failed_generator_has_ended",
+    "other_texts_are_welcome",
 )
 
 
