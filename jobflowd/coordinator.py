@@ -435,6 +435,10 @@ class Coordinator:
         book = self.book
         if book.finishing is None or book.finished is not None:
             return
+        if book.finishing == "detach":
+            # Decided at the end of the turn: its later events may have brought the last result.
+            book.finished = 4 if book.remaining or not book.generated else operators.exit_code(book)
+            return
         online = any(worker.registered for worker in book.workers.values())
         if not online and not self._awaited_launches():
             book.finished = operators.exit_code(book)

@@ -216,7 +216,7 @@ class Daemon:
             self._answer(request)
         self._keep_house(now)
         self._metrics.lag_s = time.monotonic() - now
-        if self._coordinator.finished is not None and self._exit_code is None:
+        if self._exit_code is None and not self._recovery.degraded:
             self._exit_code = self._coordinator.finished
 
     def _until(self, now: float) -> float:

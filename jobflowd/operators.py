@@ -235,7 +235,6 @@ def on_stop(book: Book, launching: Launching, event: StopAsked) -> None:
     book.story("stop", event.why)
     if event.detach and book.finishing is None:
         book.finishing = "detach"
-        book.finished = 4 if book.remaining or not book.generated else exit_code(book)
         return
     begin_finish(book, launching, "shutdown", now=event.now)
 
@@ -243,6 +242,8 @@ def on_stop(book: Book, launching: Launching, event: StopAsked) -> None:
 def begin_finish(book: Book, launching: Launching, reason: str, *, now: bool) -> None:
     """Ask every worker to leave, take back what is still coming, and start the grace."""
     if book.finishing is not None and (book.finishing_now or not now):
+        return
+    if book.finishing == "detach":
         return
     book.finishing = reason
     book.finishing_now = book.finishing_now or now

@@ -34,6 +34,7 @@ from jobflowd.model import (
     Task,
     TaskState,
     Worker,
+    WorkerState,
 )
 
 #: Failures that another try cannot cure.
@@ -224,6 +225,8 @@ def _failed(book: Book, worker: Worker, item: Failed) -> str:
     elif not is_current:
         # Queued or assigned anew: noted, with the charge where it belongs.
         _refund(book, task, item.attempt)
+        if worker.state is WorkerState.QUARANTINED and item.usage.duration_s <= quarantine.FAST_S:
+            budget = ""
         _charge(task, budget)
         book.touch(task)
     else:
@@ -252,6 +255,11 @@ def _failed(book: Book, worker: Worker, item: Failed) -> str:
     )
     book.write_attempt(task, row)
     if not is_current:
+        waits = task.state is TaskState.QUEUED and not task.held
+        if waits and budget and _used_up(book, task):
+            # Nobody has it, and another attempt would be one too many. A held one's survivor may
+            # still succeed, and so may one that is out.
+            fail(book, task, item.error)
         return "late"
     book.story(
         "attempt_failed",
@@ -330,6 +338,10 @@ def _refund(book: Book, task: Task, attempt: int) -> None:
         _charge(task, past.charged, -1)
         book.touch(task)
         book.record(task, attempt, past.worker, "unknown", "it was not lost after all")
+
+
+def _used_up(book: Book, task: Task) -> bool:
+    return task.failures > task.max_retries or task.losses > book.settings.max_losses
 
 
 def fail(book: Book, task: Task, error: str) -> None:
@@ -454,6 +466,7 @@ def claim(book: Book, worker: Worker, held: Held, *, running: bool) -> bool:
     task.current = held.attempt
     task.worker = worker.row
     worker.attempts[task.task_id] = Attempting(task, held.attempt, 0, book.now)
+    worker.line.solo = worker.line.solo or task.solo != SOLO_NO
     if running:
         mark_running(book, worker, worker.attempts[task.task_id])
     book.story(

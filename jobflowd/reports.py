@@ -50,6 +50,8 @@ def on_register(
     if refusal is not None:
         code, sentence = refusal
         book.story("rejected", sentence, worker=worker_id, launch=message.launch_id)
+        # What else it sent must not get it an invitation: in a mailbox that would replace this.
+        book.strangers.pop(worker_id, None)
         reject = Reject(book.epoch, 0, 0, code, sentence)
         book.effect(Post(worker_id, transport, (reject,)))
         return
@@ -254,7 +256,12 @@ def _release_unclaimed(book: Book, worker: Worker) -> None:
 def _repeat_unseen(book: Book, worker: Worker, report: Report) -> None:
     """Count the credit from `seen`, and repair if something was lost on the way."""
     unseen: list[Attempting] = [one for one in worker.attempts.values() if one.seq > worker.seen]
-    worker.credit = max(0, report.credit - len(unseen))
+    # What was taken back unseen may be there all the same until the worker has seen that.
+    doomed = [held for held, seq in worker.line.cancel_seqs.items() if seq > worker.seen]
+    if doomed:
+        told = {*report.running, *report.waiting, *report.settled}
+        doomed = [held for held in doomed if held not in told]
+    worker.credit = max(0, report.credit - len(unseen) - len(doomed))
     if worker.credit:
         book.asking[worker.worker_id] = worker
     behind = worker.line.posted > worker.seen

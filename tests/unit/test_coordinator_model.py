@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import pytest
 from coordinator_rules import (
     FAILED,
     MAX_DELIVERIES,
@@ -455,7 +454,6 @@ def given_up(pair: Pair, task_id: str) -> Held:
     return held
 
 
-@pytest.mark.xfail(strict=True, reason="a late failure does not end a queued task")
 def test_a_late_failure_that_uses_up_the_budget_ends_the_task(pair: Pair) -> None:
     pair.define("a", max_retries=0)
     seat = pair.worker()
@@ -468,7 +466,6 @@ def test_a_late_failure_that_uses_up_the_budget_ends_the_task(pair: Pair) -> Non
     assert pair.state("a") is FAILED
 
 
-@pytest.mark.xfail(strict=True, reason="what was taken back unseen is not counted as being there")
 def test_what_was_taken_back_unseen_still_takes_up_room(pair: Pair) -> None:
     seat = pair.worker(slots=3)
     worker = pair.coordinator.book.workers[seat.worker_id]
@@ -482,7 +479,6 @@ def test_what_was_taken_back_unseen_still_takes_up_room(pair: Pair) -> None:
     assert len(worker.attempts) == room - 1
 
 
-@pytest.mark.xfail(strict=True, reason="the exit code is taken before the rest of the turn")
 def test_a_result_in_the_turn_of_a_detach_counts_for_the_exit_code(pair: Pair) -> None:
     pair.define("a")
     pair.turn(ev.GenerationEnded())
@@ -494,7 +490,6 @@ def test_a_result_in_the_turn_of_a_detach_counts_for_the_exit_code(pair: Pair) -
     assert pair.coordinator.finished == 0
 
 
-@pytest.mark.xfail(strict=True, reason="company is kept from what is assigned, not taken back")
 def test_a_suspect_that_is_taken_back_is_still_alone(make_pair: Callable[..., Pair]) -> None:
     pair = make_pair(max_losses=0)
     pair.define("a")
