@@ -40,9 +40,7 @@ def run(config):
         signal.sigtimedwait([signal.SIGUSR1], 1.2)
     if act == "stuck":
         detach.announce_waiting("the tasks of conv")
-        signal.sigwait([signal.SIGTERM])
-        session.close()
-        return 4
+        signal.sigtimedwait([signal.SIGUSR1], 15)
     print("noise before", file=sys.stderr, flush=True)
     detach.announce_ready(session.name, session.paths.root, os.getpid(), session.log_path)
     signal.sigwait([signal.SIGTERM])
