@@ -71,25 +71,22 @@ def cpu_of(pid: int) -> float:
         for thread in Path(f"/proc/{pid}/task").iterdir():
             total += int((thread / "schedstat").read_text().split()[0])
     except (OSError, IndexError):
-        return _coarse_cpu_of(pid)
+        return _ticks_s(pid, 11)
     return total / 1e9
-
-
-def _coarse_cpu_of(pid: int) -> float:
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return 0.0
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def reaped_cpu_of(pid: int) -> float:
     """CPU seconds of the ended children of a process: so a generator's are not forgotten."""
+    return _ticks_s(pid, 13)
+
+
+def _ticks_s(pid: int, first: int) -> float:
+    """User and system time, two neighbouring fields after the name in `stat`; 0 if it is gone."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return 0.0
-    return (int(fields[13]) + int(fields[14])) / os.sysconf("SC_CLK_TCK")
+    return (int(fields[first]) + int(fields[first + 1])) / os.sysconf("SC_CLK_TCK")
 
 
 def memory_of(pid: int) -> float:

@@ -167,10 +167,6 @@ class Book:
             self.touch(task)
         self._unstored = []
 
-    @property
-    def changes_tasks(self) -> dict[int, Task]:
-        return self.turn.changes.tasks
-
     def effect(self, effect: Effect) -> None:
         self.turn.effects.append(effect)
 

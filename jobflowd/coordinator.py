@@ -114,7 +114,7 @@ class Coordinator:
         message = event.message
         named: Iterable[Held] = ()
         if isinstance(message, TaskFinished | TaskFailed | TaskReturned):
-            if worker is not None and outcomes.is_judged(worker, event.counter):
+            if worker is not None and outcomes.judged(worker, event.counter):
                 return  # Repeated until its verdict arrives: nothing of it is applied again.
             named = (Held(item.task_id, item.attempt) for item in message.items)
         elif isinstance(message, Heartbeat | RequestWork):

@@ -16,6 +16,7 @@ from jobflow_worker.sessionfiles import write_private
 from jobflowd import logs
 from jobflowd.census import Census, Here
 from jobflowd.model import Changes
+from jobflowd.reports import LEASE_EXPIRED
 
 _log: Final = logs.get(__name__)
 
@@ -27,8 +28,6 @@ _RUN_S: Final = (0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14400.0, 
 _COMMAND_S: Final = (0.05, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 _COMMIT_S: Final = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0)
 _TASK_STATES: Final = ("queued", "assigned", "running", "succeeded", "failed", "canceled")
-#: How the story of a worker ends that was silent for too long: see `reports.expire`.
-_LEASE_EXPIRED: Final = "its lease expired"
 _WORKER_STATES: Final = ("idle", "busy", "draining", "quarantined")
 
 
@@ -123,7 +122,7 @@ class Metrics:
                 self.completed_at = attempt.ended_at
         self.verdicts.update(verdict for _, _, verdict in changes.processed)
         self.lease_expirations += sum(
-            story.kind == "worker_lost" and story.text.endswith(_LEASE_EXPIRED)
+            story.kind == "worker_lost" and story.text.endswith(LEASE_EXPIRED)
             for story in changes.stories
         )
         self.stories.update(story.kind for story in changes.stories if story.level != "info")

@@ -45,16 +45,14 @@ WHOLE_LIFE_S = 60.0
 OPEN_OUTCOMES = ("lost", "unknown")
 
 
-def is_judged(worker: Worker, counter: int) -> bool:
-    """This message was applied before: it gets the same verdict again."""
-    return counter in worker.verdicts or counter < worker.floor
+def judged(worker: Worker, counter: int) -> str | None:
+    """The verdict of a message that was applied before: it gets the same again."""
+    return worker.verdicts.get(counter) or ("duplicate" if counter < worker.floor else None)
 
 
 def on_outcome(book: Book, worker: Worker, counter: int, message: Outcome) -> None:
     """Apply an outcome message once, whatever happens to it on the way, and owe a verdict."""
-    verdict = worker.verdicts.get(counter)
-    if verdict is None and counter < worker.floor:
-        verdict = "duplicate"
+    verdict = judged(worker, counter)
     if verdict is None:
         verdict = apply_items(book, worker, message)
         worker.verdicts[counter] = verdict

@@ -21,6 +21,8 @@ from jobflowd.model import (
 
 #: Reports that a worker must miss after the batch system called its job over.
 DOUBT_HEARTBEATS = 3
+#: How the story of a worker ends that was silent for too long: counted by `metrics.py`.
+LEASE_EXPIRED = "its lease expired"
 #: Launchers whose jobs may run again by themselves.
 BATCH_LAUNCHERS = ("slurm", "lsf", "sge")
 
@@ -289,7 +291,7 @@ def expire(book: Book, worker: Worker) -> None:
     if worker.line.doubt and not worker.line.gone_cause:
         worker.line.gone_cause = worker.line.doubt
         worker.line.gone_charge = worker.line.doubt_charge
-    lose(book, worker, worker.line.gone_cause or "worker lost: its lease expired")
+    lose(book, worker, worker.line.gone_cause or f"worker lost: {LEASE_EXPIRED}")
 
 
 def doubt(book: Book, worker: Worker, cause: str, *, charge: bool) -> None:

@@ -328,10 +328,15 @@ def test_a_frozen_picture_stays() -> None:
     play(source, script)
 
 
-def test_a_telemetry_file_shows_what_it_has(tmp_path: Path) -> None:
-    file = tmp_path / "snapshot.json"
+def telemetry(folder: Path, *, stale_s: float) -> FileSource:
+    """A file that nobody writes any more."""
+    file = folder / "snapshot.json"
     file.write_text(json.dumps({**snapshot(), "schema": "jobflow.snapshot/1", "seq": 1}))
-    source = FileSource(file, stale_s=60)
+    return FileSource(file, stale_s=stale_s)
+
+
+def test_a_telemetry_file_shows_what_it_has(tmp_path: Path) -> None:
+    source = telemetry(tmp_path, stale_s=60)
 
     async def script(app: Dashboard, screen: Screen) -> None:
         await screen.shows("390 succeeded")
@@ -346,9 +351,7 @@ def test_a_telemetry_file_shows_what_it_has(tmp_path: Path) -> None:
 
 
 def test_a_telemetry_file_that_stands_still_is_a_banner(tmp_path: Path) -> None:
-    file = tmp_path / "snapshot.json"
-    file.write_text(json.dumps({**snapshot(), "schema": "jobflow.snapshot/1", "seq": 1}))
-    source = FileSource(file, stale_s=0.3)
+    source = telemetry(tmp_path, stale_s=0.3)
 
     async def script(app: Dashboard, screen: Screen) -> None:
         await screen.shows("390 succeeded")
