@@ -42,6 +42,7 @@ SUITE = (
     "idle --mode zmq",
     "idle --mode fs",
     "worker_start",
+    "first_output",
     "database",
     "growth --of workers",
     "growth --of size",
@@ -50,7 +51,7 @@ SUITE = (
     "slots",
 )
 #: What takes long or hardly varies decides itself how often it runs.
-_OWN_RUNS = ("memory", "connected", "mailboxes", "idle", "worker_start", "database")
+_OWN_RUNS = ("memory", "connected", "mailboxes", "idle", "worker_start", "first_output", "database")
 
 
 def run_one(words: str, args: argparse.Namespace) -> dict[str, Any]:

@@ -9,13 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import typer
-
 from jobflowctl import cli as ctl
 from jobflowd import api, census
 from jobflowd import cli as daemon
 from jobflowd.flags import SETTINGS
 from jobflowd.model import LaunchState, WorkerState
+from jobflowd.parsing import parser
 
 PAGE = Path(__file__).resolve().parent / "reference.md"
 HEAD = "Made from the code by `docs/make_reference.py`."
@@ -29,7 +28,8 @@ def main() -> None:
 def text() -> str:
     """The whole page."""
     lines = ["# Flags and commands", "", HEAD, ""]
-    for part in (_start(), _commands(daemon.app, "jobflowd"), _commands(ctl.app, "jobflowctl")):
+    commands = {"jobflowd": daemon.command(), "jobflowctl": parser(ctl.app)}
+    for part in (_start(), *(_commands(group, name) for name, group in commands.items())):
         lines += [*part, ""]
     lines += [*_words(), "", *_protocol(), ""]
     return "\n".join(lines)
@@ -77,10 +77,9 @@ def _help(one: Any) -> str:
     return f"{one.help} ({', '.join(one.choices)})" if one.choices else str(one.help)
 
 
-def _commands(app: typer.Typer, program: str) -> Iterator[str]:
+def _commands(group: Any, program: str) -> Iterator[str]:
     yield f"## Commands of `{program}`"
     yield ""
-    group: Any = typer.main.get_command(app)
     rows = (
         [f"`{name}{_arguments(command)}`", _first(command.help)]
         for name, command in group.commands.items()

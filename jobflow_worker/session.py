@@ -52,7 +52,7 @@ from jobflow_worker.vocabulary import (
 from jobflow_worker.workload import Workload
 
 #: Outcomes wait this long for company while there is still work to do.
-FLUSH_S = 0.04
+FLUSH_S = 0.1
 #: Unacknowledged outcomes above this: no more work is asked for.
 SETTLED_MAX = 2000
 #: A leaving worker waits this long for its last verdicts before it spools them.

@@ -223,7 +223,12 @@ def write_private(path: Path, data: bytes, *, fsync: bool = True) -> None:
         finally:
             # Network file systems report a full disk or quota at close, so it comes before rename.
             os.close(fd)
-        os.rename(temporary, path)
+        try:
+            os.rename(temporary, path)
+        except FileNotFoundError:
+            # A file server whose answer was lost is asked again, and says that it is gone.
+            if path.read_bytes() != data:
+                raise
     except BaseException:
         try:
             os.unlink(temporary)

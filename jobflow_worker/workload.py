@@ -16,12 +16,12 @@ from jobflow_worker import limits
 from jobflow_worker.messages import Assignment, Held
 
 #: Work that lies ready in a slot's pipeline: enough to hide the agent's own wake-up.
-PIPELINE_S = 0.02
+PIPELINE_S = 0.05
 #: Work that a worker holds beyond its slots: two flushes of its outcomes, so that short tasks share
 #: messages instead of having one each.
-AHEAD_S = 0.08
+AHEAD_S = 0.2
 #: The longest time, and the shortest worth it, for which nobody looks at slots with work ahead.
-REST_S_MAX = 0.005
+REST_S_MAX = 0.02
 REST_S_MIN = 0.001
 #: Attempts in one pipeline; each is a packet in a kernel buffer.
 PIPELINE_MAX = 64

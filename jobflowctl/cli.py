@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from jobflowctl import completing, inspectcli
-from jobflowctl.fastparse import hasten
 from jobflowctl.frame import (
     JsonOption,
     NowOption,
@@ -23,10 +22,10 @@ from jobflowctl.frame import (
     app,
     at_session,
     duration_of,
-    examples,
     run,
     with_client,
 )
+from jobflowd.parsing import examples, parser
 
 if TYPE_CHECKING:
     from jobflowctl.client import Client
@@ -450,7 +449,7 @@ for _verb in inspectcli.VERBS:
 
 def main() -> None:
     """Console script `jobflowctl`."""
-    command = hasten(typer.main.get_command(app))
+    command = parser(app, sys.argv[1:])
     # With what the user typed, not with `__main__.py`, in usage lines.
     command(prog_name="jobflowctl")
     sys.exit(0)

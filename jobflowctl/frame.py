@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from jobflowctl import completing
+from jobflowd import exitcodes
+from jobflowd.parsing import examples
 
 if TYPE_CHECKING:
     from jobflowctl.client import Client
@@ -27,11 +29,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-def examples(*lines: str) -> str:
-    """An epilog that help shows line by line."""
-    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
 
 
 @dataclass(slots=True)
@@ -76,18 +73,7 @@ def _version(wanted: bool) -> None:
         "jobflowctl -s t1 scale 20",
         "jobflowctl -s t1 wait --timeout 2h && echo all good",
     )
-    + "\n\n\b\nExit codes:\n"
-    "  0    done, answered; of `wait`: every task succeeded\n"
-    "  1    a fault of jobflowd, or what it refused\n"
-    "  2    usage; a task, worker or launch that is not there\n"
-    "  3    some tasks failed (`wait`), or the task did (`replay`)\n"
-    "  4    stopped with work left (`wait`)\n"
-    "  5    no session, or no daemon for it here\n"
-    "  69   something is to mend (`doctor`)\n"
-    "  77   permissions\n"
-    "  78   version, or another identity of the session\n"
-    "  124  time is up (`wait`)\n"
-    "  130  Ctrl-C"
+    + f"\n\n\b\n{exitcodes.table('jobflowctl')}"
 )
 def _main(
     ctx: typer.Context,

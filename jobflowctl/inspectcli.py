@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from jobflowctl import completing
-from jobflowctl.frame import JsonOption, SessionOption, examples, run, with_client
+from jobflowctl.frame import JsonOption, SessionOption, run, with_client
+from jobflowd.parsing import examples
 
 if TYPE_CHECKING:
     from jobflowctl.client import Client

@@ -18,11 +18,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, TextIO
 
-from jobflow_worker.sessionfiles import SessionFileError, read_private
 from jobflowctl import errors
 from jobflowctl.client import Client
 from jobflowctl.output import Output
-from jobflowctl.text import safe
+from jobflowctl.text import count, safe
+from jobflowctl.waiting import follow as asked_again
 from jobflowd import api
 
 Body = dict[str, Any]
@@ -43,20 +43,20 @@ COLUMNS_MAX: Final = 2000
 
 
 def logs(client: Client, output: Output, *, of: str, name: str | None, follow: bool) -> int:
-    """A log's end; with `follow`, line by line until the daemon ends or the reader leaves."""
+    """A log's end; with `follow`, line by line until the run ends or the reader leaves."""
     if of == "task":
         return _task_logs(client, output, {"of": of, "name": name}, follow=follow)
     args: Body = {"of": of, "name": name, "bytes": api.LOG_BYTES_MAX}
     rest = ""
     while not output.closed:
-        try:
+        if args.get("after") is None:
             body = client.call("logs", args)
             client.open_no_more()
-        except errors.NoSession as error:
-            if args.get("after") is None:
-                raise
-            output.say(error.message)
-            break
+        else:
+            found = asked_again(client, "logs", args, output.say)
+            if found is None:
+                break
+            body = found
         *lines, rest = (rest + str(body.get("text") or "")).split("\n")
         for line in lines:
             output.line("log", {"of": of, "name": name, "line": line}, safe(line))
@@ -94,11 +94,10 @@ def _follow_task(client: Client, output: Output, args: Body, body: Body) -> None
     rest = ""
     while body.get("state") not in _ENDED and not output.closed:
         time.sleep(FOLLOW_S)
-        try:
-            body = client.call("logs", {**args, "after": place} if place else args)
-        except errors.NoSession as error:
-            output.say(error.message)
+        found = asked_again(client, "logs", {**args, "after": place} if place else args, output.say)
+        if found is None:
             return
+        body = found
         running = body.get("running") or {}
         if running and running.get("attempt") != seen:
             seen, heard, rest = running.get("attempt"), "", ""
@@ -155,14 +154,14 @@ def results(client: Client, output: Output, *, form: str, file: Path | None) -> 
 
 
 def _results_file(client: Client, output: Output, form: str, file: Path) -> int:
-    bad = count = 0
+    bad = written = 0
     draft = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
         # The user's own umask decides who may read what the user asked for.
         with open(draft, "x", encoding="utf-8", newline="") as stream:
             for row, text in _csv(client) if form == "csv" else _json_lines(client):
                 stream.write(f"{text}\n")
-                count += "task_id" in row
+                written += "task_id" in row
                 bad += "problem" in row
             _sync(stream)
         os.replace(draft, file)
@@ -171,7 +170,7 @@ def _results_file(client: Client, output: Output, form: str, file: Path) -> int:
     finally:
         with contextlib.suppress(OSError):
             draft.unlink()
-    output.say(f"{count:,} results in {file}")
+    output.say(f"{count(written, 'result')} in {file}")
     return _judged(output, bad)
 
 
@@ -182,7 +181,7 @@ def _sync(stream: TextIO) -> None:
 
 def _judged(output: Output, bad: int) -> int:
     if bad:
-        output.say(f"{bad} results could not be read; their `problem` says why")
+        output.say(f"{count(bad, 'result')} could not be read: see `problem` there")
     return errors.EXIT_INTERNAL if bad else 0
 
 
@@ -197,6 +196,9 @@ def _with_file(place: api.SessionPlace, row: Body) -> Body:
     found = row.get("result")
     if not (isinstance(found, dict) and set(found) == {"file", "size_bytes", "sha256"}):
         return row
+    # Knows every message, which small results do not need.
+    from jobflow_worker.sessionfiles import SessionFileError
+
     try:
         return {**row, "result": api.readable_body(_checked_file(place, found))}
     except (OSError, ValueError, TypeError, SessionFileError) as error:
@@ -207,6 +209,8 @@ def _checked_file(place: api.SessionPlace, found: Body) -> bytes:
     name = str(found["file"])
     if not _RESULT_NAME.fullmatch(name):
         raise ValueError(f"{name!r} is not the name of a result file")
+    from jobflow_worker.sessionfiles import read_private
+
     data = read_private(place.dir / "results" / name, _RESULT_BYTES_MAX)
     if len(data) != found["size_bytes"]:
         raise ValueError(f"{name} has {len(data)} bytes, not {found['size_bytes']}")

@@ -7,6 +7,7 @@ session's own program and arguments. Nothing of it is recorded: the task's state
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -82,13 +84,17 @@ def replay(client: Client, output: Output, task_id: str, *, pdb: bool) -> int:
     )
     output.say(f"replaying {task_id}, pid {os.getpid()}, in {os.getcwd()}")
     try:
-        result = program.execute_task(spec, _Progress(output))
+        with _aside(output):
+            result = program.execute_task(spec, _Progress(output))
         result = result if isinstance(result, dict) else {"result": result}
         api.check_body(result)
     except (KeyboardInterrupt, GeneratorExit):
         raise
     except BaseException as error:
-        raise _failed(output, error, began, pdb=pdb) from None
+        failure = _failed(output, error, began, pdb=pdb)
+        if output.mode == "json":
+            output.data("replay", _told(task_id, began, error))
+        raise failure from None
     finally:
         set_current_attempt(None)
         shutil.rmtree(scratch, ignore_errors=True)
@@ -100,6 +106,29 @@ def replay(client: Client, output: Output, task_id: str, *, pdb: bool) -> int:
         json.dumps(result, default=str),
     )
     return 0
+
+
+@contextlib.contextmanager
+def _aside(output: Output) -> Iterator[None]:
+    """What the task prints goes to stderr where stdout is to be one JSON object."""
+    if output.mode != "json":
+        yield
+        return
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+def _told(task_id: str, began: float, error: BaseException) -> dict[str, Any]:
+    took = round(time.monotonic() - began, 3)
+    text = f"{type(error).__name__}: {error}"
+    return {"ok": False, "task_id": task_id, "duration_s": took, "error": text}
 
 
 def _program(place: api.SessionPlace) -> TaskProgram:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from jobflow_worker.sessionfiles import write_private
 from jobflowctl import errors
 from jobflowctl.client import Client
 from jobflowctl.output import Output
 from jobflowctl.reportdata import ledger, read_run
 from jobflowctl.reportpage import page
-from jobflowctl.text import iso
+from jobflowctl.text import count, iso
 
 Body = dict[str, Any]
 
@@ -25,6 +24,9 @@ def report(client: Client, output: Output, file: Path | None, *, wall: float) ->
     run = read_run(attempts, fleet, wall)
     target = Path(f"{client.place.session}-report.html") if file is None else file
     text = page(status, groups, run, iso(wall) or "")
+    # Knows every message, which reading a run does not need.
+    from jobflow_worker.sessionfiles import write_private
+
     try:
         write_private(target.absolute(), text.encode())
     except OSError as error:
@@ -39,8 +41,8 @@ def report(client: Client, output: Output, file: Path | None, *, wall: float) ->
         "workers": len(run.lives),
         "slot_s": round(sum(one.slot_s for one in run.lives), 3),
         "ledger": lines,
-        "message": f"{target}: {len(run.spans):,} attempts of {len(run.lives):,} workers; "
-        "open it in a browser",
+        "message": f"{target}: {count(len(run.spans), 'attempt')} of "
+        f"{count(len(run.lives), 'worker')}; open it in a browser",
     }
     output.data("report", body)
     return 0

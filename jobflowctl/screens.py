@@ -35,10 +35,10 @@ def tasks(body: Body, style: Style) -> list[str]:
         [
             Column("TASK", middle=True),
             Column("STATE"),
-            Column("ATTEMPTS", right=True),
-            Column("DONE", right=True),
-            Column("TOOK", right=True),
-            Column("WORKER", middle=True),
+            Column("ATTEMPTS", right=True, spare=True),
+            Column("DONE", right=True, spare=True),
+            Column("TOOK", right=True, spare=True),
+            Column("WORKER", middle=True, spare=True),
             Column("ERROR"),
         ],
         [
@@ -69,12 +69,12 @@ def workers(body: Body, style: Style) -> list[str]:
             Column("WORKER", middle=True),
             Column("STATE"),
             Column("HOST"),
-            Column("SLOTS", right=True),
-            Column("HEARD", right=True),
-            Column("DONE", right=True),
-            Column("FAILED", right=True),
-            Column("LEFT", right=True),
-            Column("JOB"),
+            Column("SLOTS", right=True, spare=True),
+            Column("HEARD", right=True, spare=True),
+            Column("DONE", right=True, spare=True),
+            Column("FAILED", right=True, spare=True),
+            Column("LEFT", right=True, spare=True),
+            Column("JOB", spare=True),
             Column("RUNNING", middle=True),
         ],
         [
@@ -103,11 +103,11 @@ def launches(body: Body, style: Style) -> list[str]:
     return style.table(
         [
             Column("LAUNCH", middle=True),
-            Column("SYSTEM"),
+            Column("SYSTEM", spare=True),
             Column("STATE"),
-            Column("JOB"),
-            Column("SUBMITTED"),
-            Column("WORKER", middle=True),
+            Column("JOB", spare=True),
+            Column("SUBMITTED", spare=True),
+            Column("WORKER", middle=True, spare=True),
             Column("REASON"),
         ],
         [
@@ -134,8 +134,8 @@ def sessions(body: Body, style: Style) -> list[str]:
         [
             Column("SESSION"),
             Column("STATE"),
-            Column("HOST"),
-            Column("STARTED"),
+            Column("HOST", spare=True),
+            Column("STARTED", spare=True),
             Column("DIRECTORY"),
         ],
         [

@@ -164,11 +164,12 @@ def status_line(body: Body, style: Style) -> str:
     ended = sum(int(tasks.get(word) or 0) for word in ("succeeded", "failed", "canceled"))
     words = [style.state(str(body.get("state", "")))]
     if total:
-        words.append(f"{100 * ended / total:.1f} %  {ended:,}/{total:,} tasks")
+        words.append(f"{100 * ended / total:.1f} %  {ended:,}/{count(total, 'task')}")
     for word, colour in (("running", None), ("failed", "red"), ("canceled", "yellow")):
         if tasks.get(word):
             words.append(style.paint(f"{int(tasks[word]):,} {word}", colour))
-    words.append(f"{int(workers.get('online') or 0)}/{int(workers.get('target') or 0)} workers")
+    target = count(int(workers.get("target") or 0), "worker")
+    words.append(f"{int(workers.get('online') or 0):,}/{target}")
     if body.get("throughput_per_s") is not None and body.get("state") != "done":
         words.append(rate(body["throughput_per_s"]))
     left = time_left(body)

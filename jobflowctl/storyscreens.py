@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from typing import Any, Final
 
 from jobflowctl.style import Body, Style, block, labelled, local, part
 from jobflowctl.text import Column, count, duration, safe, safe_lines
 
 _HOSTS_SHOWN = 3
+#: What an attempt took from the task's budgets.
+_COSTS: Final[dict[Any, str]] = {"retries": "a retry", "losses": "a loss", "": "nothing"}
 #: Columns of a terminal that has room for more than the cause and an example.
 _WIDE = 120
 
@@ -28,9 +31,9 @@ def failures(body: Body, style: Style) -> list[str]:
         Column("GROUP", right=True),
         Column("TASKS", right=True),
         Column("CAUSE"),
-        Column("FIRST EXAMPLE", middle=True),
-        Column("HOSTS"),
-        Column("LAST"),
+        Column("FIRST EXAMPLE", middle=True, spare=True),
+        Column("HOSTS", spare=True),
+        Column("LAST", spare=True),
     ]
     if style.columns is not None and style.columns < _WIDE:
         # The cause is what people came for.
@@ -92,21 +95,23 @@ def _attempts(attempts: Sequence[Body], style: Style) -> list[str]:
     return style.table(
         [
             Column("ATTEMPT", right=True),
-            Column("ENDED"),
             Column("OUTCOME"),
             Column("CAUSE"),
-            Column("WORKER", middle=True),
-            Column("HOST"),
+            Column("COST"),
+            Column("WORKER", middle=True, spare=True),
+            Column("HOST", spare=True),
+            Column("ENDED", spare=True),
             Column("ERROR"),
         ],
         [
             (
                 one.get("attempt"),
-                local(one.get("ended_at")),
                 one.get("outcome"),
                 _cause(one),
+                None if one.get("outcome") == "succeeded" else _COSTS.get(one.get("charged")),
                 one.get("worker_id"),
                 one.get("host"),
+                local(one.get("ended_at")),
                 one.get("error"),
             )
             for one in attempts

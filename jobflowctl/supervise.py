@@ -36,10 +36,10 @@ from jobflowctl import errors
 from jobflowctl.client import Client
 from jobflowctl.helm import STOPPING, STOPPING_NOW, Helm
 from jobflowctl.output import Output
-from jobflowctl.text import duration, safe, safe_lines, seconds
+from jobflowctl.text import count, duration, safe, safe_lines, seconds
 from jobflowctl.waiting import recorded
 from jobflowctl.watch import can_draw, has_textual
-from jobflowd import api
+from jobflowd import api, exitcodes
 
 _READY_VARIABLE: Final = "JOBFLOW_READY_FD"
 #: Without a terminal a line is written at this pace, or when the state changes.
@@ -54,6 +54,15 @@ _STARTER: Final = (
     "import sys; sys.path[:] = [p for p in sys.path if p]; "
     "from jobflowd.cli import main; sys.exit(main())"
 )
+
+
+_EPILOG: Final = f"""All other arguments are those of `jobflowd start`: see jobflowd start --help.
+
+Examples:
+  jobflow --program convert.py --program-args '{{"input_dir": "in"}}' --workers 4
+  jobflow --session-id convert      goes on with what is recorded
+
+{exitcodes.table("jobflow")}"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +82,10 @@ def parse(arguments: Sequence[str], *, terminal: bool) -> Wishes:
     parser = argparse.ArgumentParser(
         prog="jobflow",
         allow_abbrev=False,
-        description="Start a daemon and follow it in this terminal. q or Ctrl-C ends the run "
+        description="Start a daemon and follow it in this terminal. q or Ctrl-C ends the run\n"
         "gracefully, a second one at once; closing the terminal leaves it running.",
-        epilog="All other arguments are those of `jobflowd start`: see jobflowd start --help. "
-        'Example: jobflow --program convert.py --program-args \'{"input_dir": "in"}\' '
-        "--workers 4",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=_EPILOG,
     )
     parser.add_argument("--external-dashboard", choices=("auto", "on", "off"), default="on")
     parser.add_argument("--external-dashboard-refresh", type=seconds, default=2.0, metavar="TIME")
@@ -279,7 +287,7 @@ class Supervisor:
         read_fd, write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._wakeup = read_fd
 
-        def count(number: int, _: FrameType | None) -> None:
+        def note(number: int, _: FrameType | None) -> None:
             if number == signal.SIGINT:
                 self._stops += 1
             elif number == signal.SIGTERM:
@@ -288,7 +296,7 @@ class Supervisor:
                 self._hung_up = True
 
         numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD)
-        before = [signal.signal(number, count) for number in numbers]
+        before = [signal.signal(number, note) for number in numbers]
         wakeup = signal.set_wakeup_fd(write_fd, warn_on_full_buffer=False)
         try:
             yield
@@ -445,7 +453,7 @@ class Supervisor:
             text = ", ".join(names) + (f" and {more} more" if more else "")
             self._output.say(f"  waiting for {one.get('worker_id')} on {one.get('host')}: {text}")
         if len(busy) > _WAITED_FOR_MAX:
-            self._output.say(f"  and for {len(busy) - _WAITED_FOR_MAX} workers more")
+            self._output.say(f"  and for {count(len(busy) - _WAITED_FOR_MAX, 'worker')} more")
 
     def _farewell(self, code: int) -> int:
         """The last lines: the outcome, or why it failed."""

@@ -12,10 +12,14 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Final
 
+from jobflowd.wording import count as count
+
 _GAP: Final = "  "
 #: No column is squeezed below this: an ellipsis and a few characters on both sides; on very narrow
 #: terminals an ellipsis and what still can be told apart.
 _COLUMN_MIN: Final = 7
+#: Below this a column with more to show is a riddle: spare columns make room for it.
+_COLUMN_READABLE: Final = 12
 _COLUMN_LEAST: Final = 4
 
 
@@ -89,11 +93,15 @@ def _tail(text: str, columns: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A table's column: ids are cut in their middle, everything else at its end."""
+    """A table's column: ids are cut in their middle, everything else at its end.
+
+    `spare`: it goes where there is no room for all columns that a person could still read.
+    """
 
     title: str
     right: bool = False
     middle: bool = False
+    spare: bool = False
 
 
 def table(
@@ -105,8 +113,9 @@ def table(
 ) -> list[str]:
     """Aligned lines, the title first; cells are made safe here. None and "" are shown as "-".
 
-    With `columns_max` the widest columns give way until a line fits, and on very narrow terminals
-    the last ones go. Columns in which no row has anything to show are left out.
+    With `columns_max` spare columns go first, the last one before the others; then the widest give
+    way until a line fits, and on very narrow terminals the last ones go. Columns in which no row
+    has anything to show are left out.
     """
     cells = [["-" if cell is None or cell == "" else safe(cell) for cell in row] for row in rows]
     used = [
@@ -119,6 +128,7 @@ def table(
         for index in used
     }
     if columns_max is not None:
+        _drop_spare(columns, widths, columns_max)
         used = _fitting(widths, columns_max)
     lines = [[column.title for column in columns], *cells]
     return [
@@ -127,6 +137,16 @@ def table(
         ).rstrip()
         for line in lines
     ]
+
+
+def _drop_spare(columns: Sequence[Column], widths: dict[int, int], columns_max: int) -> None:
+    """Let spare columns go until every other one has a width that can be read."""
+    for index in sorted(widths, reverse=True):
+        needed = sum(min(one, _COLUMN_READABLE) + len(_GAP) for one in widths.values())
+        if needed - len(_GAP) <= columns_max:
+            return
+        if columns[index].spare:
+            del widths[index]
 
 
 def _fitting(widths: dict[int, int], columns_max: int) -> list[int]:
@@ -213,11 +233,6 @@ def rate(per_second: float | None) -> str:
             value = per_second * factor
             return f"{value:,.0f} tasks/{unit}" if value >= 10 else f"{value:.1f} tasks/{unit}"
     return f"{per_second * 3600:.1f} tasks/h"
-
-
-def count(number: int, one: str, many: str | None = None) -> str:
-    """`1 task`, `2 tasks`, `50,000 tasks`."""
-    return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
 def bar(parts: Sequence[tuple[int, str]], total: int, columns: int, rest: str) -> str:

@@ -16,7 +16,6 @@ from jobflowctl import errors
 from jobflowctl.client import CALL_TIMEOUT_S, Client
 from jobflowctl.output import Output
 from jobflowctl.text import count, iso
-from jobflowctl.waiting import wait_for_end
 from jobflowd import api
 
 #: A recorded end older than this is forgotten by `sessions --prune`.
@@ -79,13 +78,14 @@ def tasks(
 
 
 def events(client: Client, output: Output, *, task_id: str | None, last: int, follow: bool) -> int:
-    """The newest events; with `follow`, one a line until the daemon ends or the reader leaves."""
+    """The newest events; with `follow`, one a line until the run ends or the reader leaves."""
     args: Body = {"task_id": task_id}
     body = client.call("events", {**args, "last": min(last, api.PAGE_MAX)})
     if not follow:
         output.data("events", body)
         return 0
     from jobflowctl.storyscreens import event_line
+    from jobflowctl.waiting import follow as asked_again
 
     client.open_no_more()
     fresh: Sequence[Body] = body.get("events") or []
@@ -94,12 +94,12 @@ def events(client: Client, output: Output, *, task_id: str | None, last: int, fo
         for event in fresh:
             output.line("event", event, event_line(event))
         time.sleep(FOLLOW_S)
-        try:
-            body = client.call("events", {**args, "after": mark, "limit": api.PAGE_MAX})
-        except errors.NoSession as error:
-            output.say(error.message)
+        following = {**args, "after": mark, "limit": api.PAGE_MAX}
+        found = asked_again(client, "events", following, output.say)
+        if found is None:
+            output.say(f"What came last: jobflowctl -s {client.place.session} events")
             return 0
-        fresh, mark = body.get("events") or [], body.get("next", mark)
+        fresh, mark = found.get("events") or [], found.get("next", mark)
     return 0
 
 
@@ -175,6 +175,8 @@ def _one_way(task_ids: Sequence[str], flag: bool, name: str) -> None:
 
 def shutdown(client: Client, output: Output, *, now: bool, wait: bool, yes: bool) -> int:
     """End the run; with `wait`, return when it has ended."""
+    from jobflowctl.waiting import wait_for_end
+
     place = client.place
     if not yes:
         numbers = client.call("status").get("tasks") or {}
@@ -204,6 +206,8 @@ def shutdown(client: Client, output: Output, *, now: bool, wait: bool, yes: bool
 
 def wait(place: api.SessionPlace, output: Output, *, timeout_s: float | None) -> int:
     """Return when the run has ended: 0, 3 or 4; 124 after the time-out."""
+    from jobflowctl.waiting import wait_for_end
+
     outcome = wait_for_end(place, timeout_s=timeout_s)
     output.data("wait", outcome.body())
     if outcome.daemon_code not in (None, outcome.code):

@@ -7,7 +7,7 @@ Rule: a daemon that is gone is no end; its recorded end is. Between the two ther
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -120,6 +120,39 @@ def wait_for_end(
             sleep(left)
             # A run that is about to end is asked often, a long one rarely.
             pause = _POLL_S_MIN if done_at is not None else min(pause * 1.5, _POLL_S_MAX)
+
+
+def follow(
+    client: Client,
+    cmd: str,
+    args: Mapping[str, Any],
+    tell: Callable[[str], None],
+    *,
+    patience_s: float = GONE_PATIENCE_S,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> dict[str, Any] | None:
+    """The answer of a daemon that may be restarted meanwhile; None when nobody answers any more.
+
+    That is so when the run has ended, or after `patience_s` without a daemon. `tell` gets words.
+    """
+    gone_at: float | None = None
+    while True:
+        try:
+            return client.call(cmd, args)
+        except errors.DaemonBusy:
+            continue
+        except errors.NoSession as error:
+            if recorded(client.place) is not None:
+                tell(error.message)
+                return None
+            if gone_at is None:
+                gone_at = clock()
+                tell(f"{error.message} Waiting for another one.")
+            elif clock() - gone_at >= patience_s:
+                tell(error.message)
+                return None
+        sleep(_POLL_S_MIN)
 
 
 def _stayed(place: api.SessionPlace, body: dict[str, Any]) -> Outcome:

@@ -21,6 +21,7 @@ from typing import Any, Final, Protocol
 from jobflowd import queries
 from jobflowd.events import Asked
 from jobflowd.store import Store
+from jobflowd.wording import count
 
 #: Tasks changed in one turn: some 20 ms of the loop's time, more where the database is large.
 PAGE: Final = 500
@@ -166,7 +167,7 @@ class Bulk:
             self._admin.refuse(ticket, code, message, hint)
             return
         done = job.counts.get("canceled", 0) + job.counts.get("queued", 0)
-        before = f" {done:,} tasks were done before." if done else ""
+        before = f" {count(done, 'task was', 'tasks were')} done before." if done else ""
         self._admin.refuse(job.ticket, code, message + before, hint)
 
 
@@ -174,6 +175,6 @@ def _answer(job: _Job) -> dict[str, Any]:
     done, word = ("canceled", "canceled") if job.cmd == "cancel" else ("queued", "queued again")
     number = job.counts.get(done, 0)
     where = f" of failure group {job.group}" if job.which == "group" else ""
-    text = f"{number:,} {'task' if number == 1 else 'tasks'}{where} {word}{job.note}."
+    text = f"{count(number, 'task')}{where} {word}{job.note}."
     body = {"message": text, done: number, "unchanged": job.counts.get("unchanged", 0)}
     return body if job.group is None else {**body, "group": job.group}

@@ -14,25 +14,26 @@ An output module: it may print. Nothing imports it but the console scripts and `
 from __future__ import annotations
 
 import inspect
-import json
+import os
+import shutil
 import sys
-import traceback
-from collections.abc import Mapping
-from typing import Annotated, Any, Final, Optional
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Final, Optional
 
 import typer
 
-from jobflowd import detach, logs
-from jobflowd.config import EXIT_USAGE, StartConfig, load
-from jobflowd.flags import SETTINGS
-from jobflowd.settings import Setting
+from jobflowd import exitcodes
+from jobflowd.parsing import completing, examples, parser
+
+if TYPE_CHECKING:
+    from jobflowd.config import StartConfig
+    from jobflowd.settings import Setting
 
 EXIT_INTERNAL: Final = 1
+EXIT_USAGE: Final = 2
 EXIT_INTERRUPTED: Final = 130
 EXIT_NO_PERMISSION: Final = 77
 EXIT_UNAVAILABLE: Final = 69
-
-_log: Final = logs.get(__name__)
 
 _METAVAR: Final = {
     "text": "TEXT",
@@ -48,12 +49,23 @@ _METAVAR: Final = {
     "args": "JSON",
 }
 
+#: Below this, help in columns cuts off the names of flags.
+_HEADINGS_COLUMNS: Final = 70
+#: The verbs that a detaching parent starts.
+_DAEMONS: Final = frozenset(("start", "serve"))
+
 #: A daemon may be done before anybody could be told that it is ready.
 _ENDED: Final = {
     0: "nothing was left to do: all tasks have succeeded, and the daemon has ended",
     3: "nothing was left to do: some tasks have failed, and the daemon has ended",
     4: "the daemon was stopped at its start, with work left",
 }
+
+
+def _example(line: str) -> str:
+    """As in `_EXAMPLES`: with headings, an empty line ends a line."""
+    return f"Examples:\n\n{line}"
+
 
 _EXAMPLES: Final = """Examples:
 
@@ -69,14 +81,24 @@ JOBFLOW_... variable or a key in a TOML file; `jobflowd config show` tells what 
 app = typer.Typer(
     name="jobflowd",
     help="Run a task program: generate its tasks, keep workers alive, lose nothing.",
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
     pretty_exceptions_show_locals=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 config_app = typer.Typer(help="What is configured, and where it comes from.")
 app.add_typer(config_app, name="config", no_args_is_help=True)
 
 
-@app.callback(invoke_without_command=True)
+@app.callback(
+    invoke_without_command=True,
+    epilog=examples(
+        "jobflowd start --program conv.py --workers 4",
+        "jobflowd start --session-id conv --detach      goes on with what is recorded",
+        "jobflowd config show",
+    )
+    + f"\n\n\b\n{exitcodes.table('jobflowd')}",
+)
 def _top(
     version: Annotated[
         bool, typer.Option("--version", help="Versions of this and of what it stands on.")
@@ -146,6 +168,9 @@ def _help(setting: Setting) -> str:
 
 def _start(**flags: Any) -> int:
     """Start the daemon of a session: begin it, or go on with it."""
+    from jobflowd import detach
+    from jobflowd.config import load
+
     config = load(flags)
     if config.detach and not detach.detached():
         if config.insecure_plaintext:
@@ -163,28 +188,19 @@ def _start(**flags: Any) -> int:
     return int(daemon.run(config))
 
 
-# The table is the signature; typer reads both attributes.
-_options = [_option(setting) for setting in SETTINGS.values()]
-_start.__signature__ = inspect.Signature(_options)  # type: ignore[attr-defined]
-_start.__annotations__ = {one.name: one.annotation for one in _options}
-app.command("start", epilog=_EXAMPLES)(_start)
-
-
 def _script(**flags: Any) -> int:
-    """Print the batch script that a start with these flags would submit. Starts nothing."""
+    """Print the batch script of a start. What these flags would submit; nothing is started."""
+    from jobflowd.config import load
     from jobflowd.scriptcommand import render
 
     print(render(load(flags)), end="")
     return 0
 
 
-_script.__signature__ = inspect.Signature(_options)  # type: ignore[attr-defined]
-_script.__annotations__ = {one.name: one.annotation for one in _options}
-app.command("script", epilog="jobflowd script --launcher slurm --program conv.py")(_script)
-
-
 def _check(**flags: Any) -> int:
-    """Check, by one small job, that workers of a start with these flags would work."""
+    """Check that workers would work. By one small job of a start with these flags."""
+    from jobflowd import logs
+    from jobflowd.config import load
     from jobflowd.preflight import check
 
     bad = check(load(flags), lambda line: print(logs.sanitised(line), flush=True))
@@ -192,12 +208,44 @@ def _check(**flags: Any) -> int:
     return EXIT_UNAVAILABLE if bad else 0
 
 
-_check.__signature__ = inspect.Signature(_options)  # type: ignore[attr-defined]
-_check.__annotations__ = {one.name: one.annotation for one in _options}
-app.command("check", epilog="jobflowd check --launcher slurm --program conv.py")(_check)
+#: The verbs whose flags are the table, with what their help ends with.
+_STARTS: Final[dict[str, tuple[Callable[..., int], str]]] = {
+    "start": (_start, _EXAMPLES),
+    "script": (_script, _example("jobflowd script --launcher slurm --program conv.py")),
+    "check": (_check, _example("jobflowd check --launcher slurm --program conv.py")),
+}
+for _name, (_verb, _epilog) in _STARTS.items():
+    app.command(_name, epilog=_epilog)(_verb)
+
+
+def _give_flags(wanted: bool) -> None:
+    """Let the table be the signature of these verbs; nobody else pays for ninety flags."""
+    options = []
+    if wanted:
+        from jobflowd.flags import SETTINGS
+
+        options = [_option(setting) for setting in SETTINGS.values()]
+    for verb, _ in _STARTS.values():
+        # Typer reads both attributes.
+        verb.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
+        verb.__annotations__ = {one.name: one.annotation for one in options}
+
+
+def command(words: Sequence[str] | None = None) -> Any:
+    """The parser for these words; for None, of everything there is."""
+    _give_flags(words is None or completing() or not _STARTS.keys().isdisjoint(words))
+    group = parser(app, words or ())
+    if os.environ.get("NO_COLOR") or shutil.get_terminal_size().columns < _HEADINGS_COLUMNS:
+        return group
+    for name in _STARTS.keys() & group.commands.keys():
+        # Ninety flags are read by their headings, which the plain form does not have.
+        group.commands[name].rich_markup_mode = "rich"
+    return group
 
 
 def _start_detached() -> int:
+    from jobflowd import detach
+
     outcome = detach.start_detached(lambda text: print(f"jobflowd: {text}", file=sys.stderr))
     if isinstance(outcome, detach.Ended):
         unknown = f"the daemon ended at its start with exit code {outcome.code}; its log says why"
@@ -219,7 +267,7 @@ def _start_detached() -> int:
 # --- serve ------------------------------------------------------------------------------------
 
 
-@app.command("serve", epilog="jobflowd serve conv --detach")
+@app.command("serve", epilog=examples("jobflowd serve conv", "jobflowd serve conv --detach"))
 def _serve(
     session: Annotated[str, typer.Argument(help="Name or directory of a session.")],
     idle: Annotated[
@@ -228,6 +276,7 @@ def _serve(
     detached: Annotated[bool, typer.Option("--detach", help="Go to the background.")] = False,
 ) -> int:
     """Open an ended session for questions. Nothing runs, until `retry` queues a task again."""
+    from jobflowd import detach
     from jobflowd.settings import parse_duration
 
     try:
@@ -244,7 +293,9 @@ def _serve(
 # --- install-unit -----------------------------------------------------------------------------
 
 
-@app.command("install-unit", epilog="jobflowd install-unit --install")
+@app.command(
+    "install-unit", epilog=examples("jobflowd install-unit", "jobflowd install-unit --install")
+)
 def _install_unit(
     system: Annotated[
         bool, typer.Option("--system/--user", help="For the whole machine, or for you.")
@@ -253,7 +304,7 @@ def _install_unit(
         bool, typer.Option("--install", help="Write it where systemd looks, instead of here.")
     ] = False,
 ) -> int:
-    """Print a systemd unit that runs a session by its name: jobflowd@NAME."""
+    """Print or install a systemd unit. It runs sessions by name: jobflowd@NAME."""
     from jobflowd import unitcommand
 
     if not write:
@@ -272,7 +323,7 @@ def _install_unit(
 # --- config -----------------------------------------------------------------------------------
 
 
-@config_app.command("show", epilog="jobflowd config show --config jobflow.toml")
+@config_app.command("show", epilog=examples("jobflowd config show --config jobflow.toml"))
 def _config_show(
     config: Annotated[
         Optional[str],  # noqa: UP045
@@ -281,6 +332,12 @@ def _config_show(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> int:
     """Show each setting, its value, and where the value comes from."""
+    import json
+
+    from jobflowd import logs
+    from jobflowd.config import load
+    from jobflowd.flags import SETTINGS
+
     loaded = load({"config": config})
     rows = [_row(loaded, setting) for setting in SETTINGS.values()]
     if as_json:
@@ -307,6 +364,8 @@ def _row(config: StartConfig, setting: Setting) -> dict[str, Any]:
 
 
 def _toml_like(value: Any) -> str:
+    import json
+
     if value is None:
         return "none"
     if isinstance(value, tuple):
@@ -332,29 +391,39 @@ def main_start() -> int:
 
 
 def _run(args: list[str], program: str, verb: str | None) -> int:
-    detach.adopt_pipe()
-    command: Any = typer.main.get_command(app)
+    if verb is not None or not _DAEMONS.isdisjoint(args):
+        from jobflowd import detach
+
+        detach.adopt_pipe()
+    parsed = command(args if verb is None else [verb, *args])
+    parsed_verbs = set(parsed.commands)
     if verb is not None:
-        command = command.commands[verb]
+        parsed = parsed.commands[verb]
     elif not args:
-        command.main(["--help"], prog_name=program, standalone_mode=False)
+        parsed.main(["--help"], prog_name=program, standalone_mode=False)
         return EXIT_USAGE
     try:
-        code = command.main(args, prog_name=program, standalone_mode=False)
+        code = parsed.main(args, prog_name=program, standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted", EXIT_INTERRUPTED)
     except Exception as error:
-        return _explain(error, debug="--debug" in args)
+        called = [verb or "", *args]
+        meant = next((word for word in called if word in parsed_verbs), "start")
+        return _explain(error, meant, debug="--debug" in args)
     return code if isinstance(code, int) else 0
 
 
-def _explain(error: Exception, *, debug: bool) -> int:
+def _explain(error: Exception, verb: str, *, debug: bool) -> int:
     """The sentence and exit code of an error that ended the command."""
+    import traceback
+
+    from jobflowd import logs
+
     code = getattr(error, "exit_code", None)
     if hasattr(error, "format_message"):
         # A usage error of the command line's parser; its own str() may be empty.
         sentence, code = str(error.format_message()), EXIT_USAGE
-        sentence = f"{sentence.rstrip('.')}; see jobflowd start --help"
+        sentence = f"{sentence.rstrip('.')}; see jobflowd {verb} --help"
     elif isinstance(code, int):
         sentence = str(error)
     else:
@@ -363,7 +432,7 @@ def _explain(error: Exception, *, debug: bool) -> int:
         if not debug:
             sentence += "; the log has the details, or --debug shows them here"
     detail = getattr(error, "detail", "")
-    _log.exception("start.failed", exit_code=code, detail=detail or None)
+    logs.get(__name__).exception("start.failed", exit_code=code, detail=detail or None)
     if debug:
         traceback.print_exc()
         if detail:
@@ -372,6 +441,8 @@ def _explain(error: Exception, *, debug: bool) -> int:
 
 
 def _fail(sentence: str, code: int) -> int:
+    from jobflowd import detach, logs
+
     line = f"jobflowd: error: {logs.sanitised(' '.join(sentence.split()))}"
     print(line, file=sys.stderr)
     detach.announce_failure(line, code)

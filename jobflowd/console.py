@@ -16,6 +16,7 @@ from typing import TextIO
 from jobflowd import detach
 from jobflowd.census import Census
 from jobflowd.logs import sanitised
+from jobflowd.wording import count
 
 #: A terminal's line is rewritten at most this often, a plain one printed at least this often.
 REWRITE_S = 0.5
@@ -98,7 +99,7 @@ def line(census: Census) -> str:
     tasks = census.tasks
     ended = tasks.succeeded + tasks.failed + tasks.canceled
     share = f" ({100 * ended // tasks.total} %)" if tasks.total else ""
-    parts = [f"{ended}/{tasks.total} tasks{share}", f"{len(census.workers)} workers"]
+    parts = [f"{ended}/{count(tasks.total, 'task')}{share}", count(len(census.workers), "worker")]
     if tasks.failed:
         parts.append(f"{tasks.failed} failed")
     if census.throughput_per_s:
@@ -141,7 +142,7 @@ def summary(
     left = tasks.queued + tasks.assigned + tasks.running
     if left:
         head += f", {left} left"
-    head += f" of {tasks.total} tasks in {took}."
+    head += f" of {count(tasks.total, 'task')} in {took}."
     lines = [head]
     if tasks.total == 0 and code == 0:
         lines.append("generate_tasks() named no task, so there was nothing to do.")

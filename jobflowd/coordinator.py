@@ -40,6 +40,7 @@ from jobflowd.model import (
     TaskState,
 )
 from jobflowd.window import PAGE
+from jobflowd.wording import count
 
 #: How often tasks whose back-off ends are looked for on disk.
 DUE_STEP_S = 0.25
@@ -376,13 +377,15 @@ class Coordinator:
             book.generated = True
             book.meta("generated", 1)
             new = book.next_task_row - self._first_new_row
-            text = f"{new} new tasks, {self._known_again} known, {book.total} in all"
+            text = f"{count(new, 'new task')}, {self._known_again} known, {book.total} in all"
             book.story("generated", text)
             if self._changed_specs:
                 kept = (
                     "updated where queued" if book.settings.on_spec_change == "update" else "kept"
                 )
-                book.warnings["specs"] = f"{self._changed_specs} tasks changed their spec: {kept}"
+                book.warnings["specs"] = (
+                    f"{count(self._changed_specs, 'task')} changed their spec: {kept}"
+                )
             return
         if book.generated_before and not ours:
             book.generated = True

@@ -31,7 +31,7 @@ from jobflowd.effects import Submit
 from jobflowd.generate import GeneratorProcess
 from jobflowd.inquiries import Inquiries
 from jobflowd.metrics import Metrics
-from jobflowd.model import LAUNCH_OVER, Changes
+from jobflowd.model import LAUNCH_OVER, Changes, TaskState
 from jobflowd.opening import lost_epoch, make_settings, open_desk, open_telemetry, open_transports
 from jobflowd.performer import Performer
 from jobflowd.reading import Reader
@@ -43,6 +43,7 @@ from jobflowd.store import Store
 
 _log = logs.get("jobflowd")
 
+Stored = tuple[dict[TaskState, int], str | None]
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 #: How often the owner record is refreshed (RELIABILITY D12).
 OWNER_S = 30.0
@@ -237,16 +238,19 @@ class Daemon:
     def _turn(self, events: Sequence[ev.Event]) -> None:
         """Look up, decide, commit, perform; and what to do if that is not possible."""
         if self._recovery.degraded:
-            self._stay_degraded(events)
+            # Nothing is decided; what nobody repeats is kept.
+            self._recovery.keep(events)
+            self._answer_degraded(events)
             return
         now, coordinator = time.monotonic(), self._coordinator
+        stored = coordinator.book.counts.copy(), coordinator.book.finishing
         try:
             facts = self._store.lookup(coordinator.questions(now, events))
             turn = coordinator.turn(now, time.time(), events, facts)
         except StoreBroken:
             raise
         except DiskFull as error:
-            self._degrade(events, error)
+            self._degrade(events, error, stored)
             return
         except Exception as error:
             self._survive(events, error)
@@ -255,7 +259,7 @@ class Daemon:
             began = time.monotonic()
             self._store.commit(turn.changes)
         except DiskFull as error:
-            self._degrade(events, error)
+            self._degrade(events, error, stored)
             return
         self._metrics.committed(turn.changes, time.monotonic() - began)
         for story in turn.changes.stories:
@@ -310,17 +314,13 @@ class Daemon:
         self._epoch = coordinator.book.epoch
         self._put_beacon("open")
 
-    def _degrade(self, events: Sequence[ev.Event], error: DiskFull) -> None:
-        """There is no room for what these events bring."""
+    def _degrade(self, events: Sequence[ev.Event], error: DiskFull, stored: Stored) -> None:
+        """There is no room for what these events bring: what is `stored` is what counts."""
+        self._coordinator.book.counts, self._coordinator.book.finishing = stored
         _log.error("disk_full", text=str(error))
         self._recovery.degrade(events, str(error))
         # A list of a million inputs would otherwise pile up in memory.
         self._sources.pause_generator(True)
-        self._answer_degraded(events)
-
-    def _stay_degraded(self, events: Sequence[ev.Event]) -> None:
-        """Nothing is decided; what nobody repeats is kept."""
-        self._recovery.keep(events)
         self._answer_degraded(events)
 
     def _answer_degraded(self, events: Sequence[ev.Event]) -> None:

@@ -24,6 +24,8 @@ from importlib import resources
 from typing import Final
 from urllib.parse import quote
 
+from jobflowd.lockless import DOTFILE, has_no_locks, left_behind, make_way
+
 #: "jobf": how `file` and this module tell our database from another program's.
 APPLICATION_ID: Final = 0x6A6F6266
 #: Where there is no file at all; for tests and the simulator.
@@ -224,7 +226,7 @@ def write_error(directory: str) -> int | None:
 # --- opening ----------------------------------------------------------------------------------
 
 
-def connect(path: str, patience_s: float = PATIENCE_S) -> sqlite3.Connection:
+def connect(path: str, patience_s: float = PATIENCE_S, *, vfs: str = "") -> sqlite3.Connection:
     """The connection to the database at the absolute `path`: locked, checked, up to date.
 
     A file that is not there is created with mode 0600. Raises `StoreError`: 74 for an I/O error,
@@ -239,7 +241,7 @@ def connect(path: str, patience_s: float = PATIENCE_S) -> sqlite3.Connection:
         )
     if path != MEMORY:
         _prepare(path)
-    name = path if path == MEMORY else f"file:{quote(os.fsencode(path))}?mode=rw"
+    name = path if path == MEMORY else f"file:{quote(os.fsencode(path))}?mode=rw{vfs}"
     db: sqlite3.Connection | None = None
     try:
         db = sqlite3.connect(
@@ -249,6 +251,11 @@ def connect(path: str, patience_s: float = PATIENCE_S) -> sqlite3.Connection:
     except sqlite3.Error as error:
         if db is not None:
             db.close()
+        if not vfs and result_code(error) & 0xFF in (_BUSY, _IOERR) and has_no_locks(path):
+            make_way(path)
+            return connect(path, patience_s, vfs=DOTFILE)
+        if vfs and result_code(error) & 0xFF == _BUSY:
+            raise StoreError(left_behind(path), EXIT_BUSY) from error
         raise opening_error(path, error) from error
     except BaseException:
         if db is not None:
@@ -308,6 +315,9 @@ def _set_up(db: sqlite3.Connection, path: str) -> None:
     db.execute(f"PRAGMA journal_size_limit = {WAL_BYTES_KEPT}")
     db.execute("PRAGMA wal_autocheckpoint = 1000")
     db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+    # Once a statement's journal was a file, SQLite writes it for every later statement: thirty
+    # times as many writes. In memory it also needs no directory for temporary files.
+    db.execute("PRAGMA temp_store = MEMORY")
     db.execute("BEGIN IMMEDIATE")
     db.execute("COMMIT")
     problems = [str(text) for (text,) in db.execute("PRAGMA quick_check (3)") if text != "ok"]

@@ -6,7 +6,8 @@ the task waits for, and what to do where somebody can do something. Used by `inq
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jobflowd import walltime
@@ -21,6 +22,7 @@ from jobflowd.model import (
     Worker,
     WorkerState,
 )
+from jobflowd.wording import count
 
 Body = dict[str, Any]
 
@@ -70,7 +72,9 @@ def reasons(coordinator: Coordinator, task: Task, before: int) -> list[str]:
 
 def _why_failed(task: Task) -> str:
     if task.failures > task.max_retries:
-        tries = "its only try" if task.failures == 1 else f"all its {task.failures} tries"
+        tries = (
+            "its only try" if task.failures == 1 else f"its {count(task.failures, 'try', 'tries')}"
+        )
         return f"{tries} failed: {task.error or 'no reason was given'}"
     return f"it failed for good: {task.error or 'no reason was given'}"
 
@@ -93,7 +97,7 @@ def _with_worker(book: Book, task: Task) -> list[str]:
         ahead = sum(1 for one in worker.attempts.values() if one.running)
         found.append(f"attempt {task.current} was given to {who}, which has not begun it")
         if ahead:
-            found.append(f"that worker runs {ahead} other task(s) first")
+            found.append(f"that worker runs {count(ahead, 'other task')} first")
     if worker.line.gone_cause:
         found.append(f"that worker is gone ({worker.line.gone_cause}); its last mail is awaited")
     elif worker.registered:
@@ -125,7 +129,7 @@ def _queued(coordinator: Coordinator, task: Task, before: int) -> list[str]:
         wait = max(0.0, task.due - book.now)
         found.append(f"it waits {wait:.1f} s more before its next try, after: {task.error}")
     elif before:
-        found.append(f"{before:,} ready task(s) are before it")
+        found.append(f"{count(before, 'ready task is', 'ready tasks are')} before it")
     found += _who_could_take_it(coordinator, task)
     if task.solo == SOLO_WORKER:
         found.append(
@@ -151,7 +155,8 @@ def _who_could_take_it(coordinator: Coordinator, task: Task) -> list[str]:
         return [f"no worker has the {wish:.0f} s left that it needs; a fresh one may"]
     if all(worker.credit <= 0 for worker in takers):
         running = sum(len(worker.attempts) for worker in takers)
-        return [f"all {len(takers)} worker(s) are busy, with {running} task(s) in all"]
+        busy = "the only worker is" if len(takers) == 1 else f"all {len(takers):,} workers are"
+        return [f"{busy} busy, with {count(running, 'task')}"]
     return []
 
 
@@ -172,17 +177,63 @@ def _no_worker(coordinator: Coordinator) -> list[str]:
     if not coming:
         wanted = coordinator.book.wanted
         hint = "; `jobflowctl scale N` brings some" if not wanted else ""
-        return [f"no worker is connected, and {wanted} are wanted{hint}"]
-    words: dict[str, int] = {}
+        return [f"no worker is connected, and {wanted:,} {_be(wanted)} wanted{hint}"]
+    words: Counter[str] = Counter()
     for launch in coming:
         text = f"{launch.state.word} ({launch.reason})" if launch.reason else launch.state.word
-        words[text] = words.get(text, 0) + 1
-    listing = ", ".join(f"{count} {text}" for text, count in list(words.items())[:3])
+        words[text] += 1
+    listing = ", ".join(f"{number:,} {text}" for text, number in list(words.items())[:3])
     return [f"no worker is connected yet; launches: {listing}"]
 
 
-def tale(detail: Mapping[str, Any], why: list[str]) -> str:
+def _be(number: int) -> str:
+    return "is" if number == 1 else "are"
+
+
+def accounts(task: Task, attempts: Sequence[Mapping[str, Any]]) -> Body:
+    """To which budget the attempts that ended without success were charged.
+
+    `uncharged`: of those that cost nothing, how many by cause. `before_retry`: charged before an
+    operator's retry gave the task fresh budgets. The rest is what `budgets` was reduced by.
+    """
+    charged = Counter(str(one["charged"]) for one in attempts if one["charged"])
+    free = [one for one in attempts if not one["charged"] and one["outcome"] != "succeeded"]
+    now = task.failures + task.losses
+    return {
+        "retries": task.failures,
+        "losses": task.losses,
+        "before_retry": max(0, charged.total() - now),
+        "uncharged": dict(Counter(_cause(one) for one in free)),
+    }
+
+
+def _cause(attempt: Mapping[str, Any]) -> str:
+    """Why an attempt cost nothing, in few words."""
+    outcome, cause = str(attempt["outcome"]), str(attempt["cause"])
+    if outcome == "failed":
+        # The program's own doing is not charged in these two cases only.
+        return f"{cause} on a suspected worker or after the end"
+    return cause or outcome
+
+
+def tale(detail: Mapping[str, Any], account: Body, why: list[str]) -> str:
     """One sentence: state, attempts, and the first reason."""
-    count = len(detail.get("attempts") or ())
-    tries = {0: "not begun yet", 1: "1 attempt"}.get(count, f"{count} attempts")
-    return f"{detail['task_id']} is {detail['state']}, {tries}: {why[0]}."
+    number = len(detail.get("attempts") or ())
+    tries = count(number, "attempt") if number else "no attempt has ended"
+    return f"{detail['task_id']} is {detail['state']}, {tries}{_charges(account)}: {why[0]}."
+
+
+def _charges(account: Body) -> str:
+    """In brackets, how many attempts were charged to what; nothing if none was and none not."""
+    parts = [
+        f"{account[key]:,} charged to {word}"
+        for key, word in (("retries", "retries"), ("losses", "losses"))
+        if account[key]
+    ]
+    if account["before_retry"]:
+        parts.append(f"{account['before_retry']:,} before an operator's retry")
+    free = account["uncharged"]
+    if free:
+        listing = ", ".join(cause if n == 1 else f"{cause} x {n:,}" for cause, n in free.items())
+        parts.append(f"{sum(free.values()):,} not charged: {listing}")
+    return f" ({'; '.join(parts)})" if parts else ""

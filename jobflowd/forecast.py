@@ -13,6 +13,8 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Final
 
+from jobflowd.wording import count
+
 #: When the history is full, neighbours are merged: it always covers the whole life of the daemon.
 BUCKETS_MAX: Final = 120
 FIRST_BUCKET_S: Final = 1.0
@@ -144,17 +146,17 @@ class Pace:
         middle = len(recent) // 2
         halves = []
         for half in (recent[:middle], recent[middle:]):
-            count, time = sum(one.ended for one in half), sum(one.busy_s for one in half)
+            ends, time = sum(one.ended for one in half), sum(one.busy_s for one in half)
             # A half with few ends would say more about chance than about the pace.
-            if count >= COMPLETIONS_MIN and time > 0:
-                halves.append(count / time)
+            if ends >= COMPLETIONS_MIN and time > 0:
+                halves.append(ends / time)
         return ended, busy_s, tuple(halves)
 
     def _unknown(self, ended: int, busy_s: float, busy: int, remaining: int) -> str:
         if not remaining:
             return ""
         if ended < COMPLETIONS_MIN or busy_s <= 0:
-            return f"{ended} tasks ended since the daemon started; too few to tell"
+            return f"{count(ended, 'task')} ended since the daemon started; too few to tell"
         return "" if busy else "no task is running"
 
     def _stalled(self, now: float, ended: int, busy_s: float, remaining: int) -> float | None:

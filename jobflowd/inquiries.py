@@ -119,14 +119,16 @@ class Inquiries:
         why = explaining.reasons(coordinator, task, before)
         events, _ = queries.last_events(self._store, STORY_LINES, task_id)
         body = answers.task(detail)
+        account = explaining.accounts(task, detail["attempts"])
         return {
             "task_id": task_id,
             "state": "held" if task.held else task.state.word,
-            "story": explaining.tale(detail, why),
+            "story": explaining.tale(detail, account, why),
             "reasons": why,
             "holder": answers.json_safe(explaining.holder(book, task)),
             "before": before if task.state.word == "queued" else None,
             "budgets": explaining.budgets(task, book),
+            "charged": account,
             "attempts": [_brief(one) for one in body["attempts"]],
             "events": answers.events((events, None))["events"],
         }
@@ -262,6 +264,7 @@ _BRIEF_FIELDS: Final = (
     "ended_at",
     "outcome",
     "cause",
+    "charged",
     "exit_signal",
     "error",
 )

@@ -35,6 +35,7 @@ from jobflow_worker.transport.framing import to_frames
 from jobflowd import mailpipe
 from jobflowd.launchers.multiprocess import boot_code, child_environment
 from jobflowd.mailpipe import Note
+from jobflowd.wording import count
 
 _RESTART_S_MIN: Final = 0.5
 _RESTART_S_MAX: Final = 60.0
@@ -147,8 +148,9 @@ class MailboxClient:
         if not self.foreign:
             return ()
         return (
-            f"{self.foreign} foreign files were found among the mailboxes: something else writes "
-            f"into this session's directory. Look at them in {self._paths.quarantine}, and remove "
+            f"{count(self.foreign, 'foreign file was', 'foreign files were')} found among the"
+            " mailboxes: something else writes into this session's directory."
+            f" Look at them in {self._paths.quarantine}, and remove "
             "them",
         )
 

@@ -28,6 +28,7 @@ from jobflowd.processes import LocalDesk
 from jobflowd.sessiondir import Session
 from jobflowd.store import Store
 from jobflowd.telemetry import FilePublisher
+from jobflowd.wording import count
 from jobflowd.zmqserver import ZmqServer
 
 #: Local workers are asked about this often, whatever the interval for a batch system is: the
@@ -71,8 +72,9 @@ def lost_epoch(session: Session, epoch: int) -> int | None:
     if not session.config.accept_rollback:
         state = f"is of start {epoch}" if epoch else "is new"
         raise StoreError(
-            f"the database {session.db_path} {state}, but this session was started {seen.epoch} "
-            "times: it is an older copy, or not the one. Results since then are not in it. Put "
+            f"the database {session.db_path} {state}, but this session was started "
+            f"{count(seen.epoch, 'time')}: it is an older copy, or not the one. Results since then"
+            " are not in it. Put "
             "the newest database back, or go on from this one with --accept-rollback",
             EXIT_CONFIG,
         )

@@ -22,6 +22,7 @@ from jobflowd.model import (
     TaskState,
     WorkerState,
 )
+from jobflowd.wording import count
 
 #: After `shutdown --now` and a second signal: workers get this long to hand back.
 NOW_GRACE_S = 5.0
@@ -72,9 +73,9 @@ def _scale(book: Book, launching: Launching, args: Body) -> Body | Error:
         for worker in surplus[: max(0, len(surplus) - wanted)]:
             outbound.shut_down(book, worker, "scale", now=True)
     launching.step(changed=True)
-    book.story("scaled", f"from {before} to {wanted} workers")
+    book.story("scaled", f"from {before:,} to {count(wanted, 'worker')}")
     return {
-        "message": f"The pool's target is now {wanted} workers (it was {before}).",
+        "message": f"The pool's target is now {count(wanted, 'worker')} (it was {before:,}).",
         "workers": {"before": before, "target": wanted},
     }
 
@@ -116,8 +117,10 @@ def _drain(book: Book, _: Launching, args: Body) -> Body | Error:
             "List the workers with: jobflowctl workers",
         )
     outbound.shut_down(book, worker, "drain", now=False)
+    left = len(worker.attempts)
+    after = f"after its {count(left, 'attempt')}" if left else "now: it has nothing to do"
     return {
-        "message": f"{worker.worker_id} leaves after its {len(worker.attempts)} attempts.",
+        "message": f"{worker.worker_id} leaves {after}.",
         "worker_id": worker.worker_id,
     }
 
@@ -136,7 +139,7 @@ def _cancel(book: Book, _: Launching, args: Body) -> Body:
             _cancel_task(book, task)
             canceled.append(task_id)
     _tell_of_each(book, "task_canceled", "tasks_canceled", canceled)
-    text = f"{len(canceled)} tasks canceled"
+    text = f"{count(len(canceled), 'task')} canceled"
     if unchanged:
         text += f", {len(unchanged)} had ended already"
     if unknown:
@@ -187,7 +190,7 @@ def _retry(book: Book, _: Launching, args: Body) -> Body:
         else:
             unchanged.append(task_id)
     _tell_of_each(book, "task_retried", "tasks_retried", queued)
-    text = f"{len(queued)} tasks queued again"
+    text = f"{count(len(queued), 'task')} queued again"
     note = ""
     if queued and book.finishing is not None:
         note = " for the next start, since this run is ending"
@@ -209,7 +212,7 @@ def _tell_of_each(book: Book, kind: str, kind_of_many: str, task_ids: list[str])
     """A line of history for each task; one for all of them where they would push out the rest."""
     if len(task_ids) > STORIES_MAX:
         listing = f"{task_ids[0]} to {task_ids[-1]}"
-        book.story(kind_of_many, f"{len(task_ids)} tasks by the operator: {listing}")
+        book.story(kind_of_many, f"{count(len(task_ids), 'task')} by the operator: {listing}")
         return
     for task_id in task_ids:
         book.story(kind, "by the operator", task=task_id)
@@ -222,9 +225,11 @@ def _shutdown(book: Book, launching: Launching, args: Body) -> Body:
     now = bool(args.get("now"))
     begin_finish(book, launching, "shutdown", now=now)
     online = sum(1 for worker in book.workers.values() if worker.registered)
-    how = "now, handing back what they run" if now else "after their running tasks"
+    leave = count(online, "worker leaves", "workers leave")
+    how = "now, handing back what is running" if now else "after what is running"
+    remain = count(book.remaining, "task remains", "tasks remain")
     return {
-        "message": f"Shutting down: {online} workers leave {how}; {book.remaining} tasks remain.",
+        "message": f"Shutting down: {leave} {how}; {remain}.",
         "workers": online,
         "remaining": book.remaining,
     }

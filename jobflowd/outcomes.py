@@ -36,6 +36,7 @@ from jobflowd.model import (
     Worker,
     WorkerState,
 )
+from jobflowd.wording import count
 
 #: Failures that another try cannot cure.
 FINAL_CAUSES = ("unencodable", "nonretryable")
@@ -355,9 +356,13 @@ def again(book: Book, task: Task, error: str) -> None:
     if task.failures > task.max_retries:
         fail(book, task, error)
     elif task.losses > settings.max_losses:
-        fail(book, task, f"lost {task.losses} times while running; last: {error}")
+        fail(book, task, f"lost {count(task.losses, 'time')} while running; last: {error}")
     elif task.deliveries >= settings.max_deliveries:
-        fail(book, task, f"delivered {task.deliveries} times without an outcome; last: {error}")
+        fail(
+            book,
+            task,
+            f"delivered {count(task.deliveries, 'time')} without an outcome; last: {error}",
+        )
     else:
         tries = task.failures + task.losses
         delay = 0.0
@@ -440,7 +445,11 @@ def release_held(book: Book, task: Task, cause: str) -> None:
     """No survivor claimed the attempt: it is queued again, charged to nobody."""
     if task.worker is not None and task.current:
         book.record(task, task.current, task.worker, "unknown", cause)
-    book.enqueue(task, again=False)
+    if _used_up(book, task):
+        # By a late failure, which was only noted since this attempt might still have succeeded.
+        again(book, task, cause)
+    else:
+        book.enqueue(task, again=False)
 
 
 def claim(book: Book, worker: Worker, held: Held, *, running: bool) -> bool:

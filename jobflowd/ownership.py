@@ -259,7 +259,9 @@ def _replace_record(paths: SessionPaths, seen: Owner | None, mine: Owner) -> boo
             # Only one of several challengers gets to rename it.
             os.rename(paths.owner, aside)
         except FileNotFoundError:
-            return False
+            # A file server repeats a request whose answer was lost: then ours came through.
+            if not os.path.lexists(aside):
+                return False
         moved = read_owner(aside)
         changed = moved is not None and (
             seen is None or (moved.uuid, moved.beat) != (seen.uuid, seen.beat)
@@ -273,7 +275,9 @@ def _replace_record(paths: SessionPaths, seen: Owner | None, mine: Owner) -> boo
     try:
         os.link(new, paths.owner)
     except FileExistsError:
-        return False
+        # As above: two names of one file mean that it is ours that is there.
+        if os.stat(new).st_nlink != 2:
+            return False
     finally:
         os.unlink(new)
         with contextlib.suppress(FileNotFoundError):

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from jobflowd.model import LaunchState
+from jobflowd.wording import count
 
 #: How long queued launches must have been unneeded before they are taken back.
 SURPLUS_S: Final = 60.0
@@ -231,7 +232,7 @@ class Breaker:
         if limited:
             self.why = f"the site takes no more jobs for now: {reason}"
         elif often:
-            self.why = f"{self.submit_failures} submissions in a row failed: {reason}"
+            self.why = f"{count(self.submit_failures, 'submission')} in a row failed: {reason}"
         if often or limited:
             self.tail = ""
         self._failed(now, often or limited)
@@ -240,7 +241,7 @@ class Breaker:
         """A launch ended before its worker registered, and neither we nor the user cancelled it."""
         self.empty_ends += 1
         if self.empty_ends >= EMPTY_ENDS_MAX:
-            many = f"{self.empty_ends} launches in a row"
+            many = f"{count(self.empty_ends, 'launch', 'launches')} in a row"
             self.why = f"{many} ended before a worker registered: {reason}"
             self.tail = tail
         self._failed(now, self.empty_ends >= EMPTY_ENDS_MAX)

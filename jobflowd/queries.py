@@ -53,6 +53,7 @@ _ATTEMPT_FIELDS: Final = (
     "ended_at",
     "outcome",
     "cause",
+    "charged",
     "exit_signal",
     "max_rss_bytes",
     "cpu_s",
@@ -61,7 +62,8 @@ _ATTEMPT_FIELDS: Final = (
 )
 _ATTEMPTS: Final = (
     "SELECT a.attempt, w.worker_id, w.host, w.batch_job_id, a.started_at, a.ended_at, a.outcome,"
-    " a.cause, a.exit_signal, a.max_rss_bytes, a.cpu_s, a.error, a.output_tail FROM attempts a"
+    " a.cause, a.charged, a.exit_signal, a.max_rss_bytes, a.cpu_s, a.error, a.output_tail"
+    " FROM attempts a"
     " JOIN workers w ON w.id = a.worker WHERE a.task = ? ORDER BY a.attempt DESC LIMIT ?"
 )
 _WORKERS: Final = (

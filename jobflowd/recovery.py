@@ -164,4 +164,8 @@ class Recovery:
             events.append(ev.GenerationEnded())
         elif book.generation_error is not None:
             events.append(ev.GenerationEnded(book.generation_error))
+        if book.finishing in ("shutdown", "detach"):
+            # Who asked for the end of the run does not ask again.
+            detach = book.finishing == "detach"
+            events.append(ev.StopAsked("asked for before", now=book.finishing_now, detach=detach))
         return events

@@ -18,6 +18,7 @@ from jobflowd.model import (
     Worker,
     WorkerState,
 )
+from jobflowd.wording import count
 
 #: Reports that a worker must miss after the batch system called its job over.
 DOUBT_HEARTBEATS = 3
@@ -92,7 +93,7 @@ def on_register(
     if new:
         book.story(
             "worker_online",
-            f"{message.host} pid {message.pid}, {message.slots} slot(s), {transport}",
+            f"{message.host} pid {message.pid}, {count(message.slots, 'slot')}, {transport}",
             worker=worker_id,
             launch=message.launch_id,
         )

@@ -29,8 +29,9 @@ def assign_ready(book: Book) -> None:
         del book.asking[worker_id]
     asking = [_Room(book, worker) for worker in book.asking.values() if _may_take(worker)]
     asking = [room for room in asking if room.left > 0]
-    # Who has most time goes first: what it cannot take, nobody can.
-    asking.sort(key=lambda room: room.time_left, reverse=True)
+    # Who has most time goes first: what it cannot take, nobody can. Of those, who has nothing: a
+    # task that must be alone is not to wait for a busy worker while another is idle.
+    asking.sort(key=lambda room: (room.time_left, not room.worker.attempts), reverse=True)
     rooms, aside = asking, list[Task]()
     while asking and len(book.ready):
         share = max(1, len(book.ready) // len(asking))

@@ -27,7 +27,7 @@ from jobflowd import config as configuration
 from jobflowd import daemon, detach, logs, ownership, views
 from jobflowd import events as ev
 from jobflowd.admin import AdminServer, Request
-from jobflowd.api import READS, Ended, SessionPlace, find_session, socket_paths
+from jobflowd.api import READS, Ended, NoSuchSession, SessionPlace, find_session, socket_paths
 from jobflowd.bulk import Bulk
 from jobflowd.census import Census
 from jobflowd.config import StartConfig
@@ -41,9 +41,10 @@ from jobflowd.metrics import Metrics
 from jobflowd.opening import make_settings
 from jobflowd.ownership import SessionError
 from jobflowd.reading import Reader
-from jobflowd.sessiondir import Session, known_database
+from jobflowd.sessiondir import EXIT_USAGE, Session, known_database
 from jobflowd.sessionplace import worded
 from jobflowd.store import Store
+from jobflowd.wording import count
 
 _log = logs.get("jobflowd")
 
@@ -57,10 +58,13 @@ _WORK_LEFT: Final = 4
 def serve(name_or_dir: str, idle_s: float = IDLE_S) -> int:
     """Answer questions about an ended session; if work is queued again, run it.
 
-    Returns 0, or the exit code of that run. Raises `NoSuchSession`, and what a start raises.
+    Returns 0, or the exit code of that run. Raises what a start raises.
     """
+    try:
+        place = find_session(name_or_dir)
+    except NoSuchSession as error:
+        raise SessionError(f"{error.message} {error.hint}".rstrip(), EXIT_USAGE) from None
     umask = os.umask(0o077)
-    place = find_session(name_or_dir)
     if _serve_ended(place, idle_s):
         return 0
     os.umask(umask)
@@ -278,5 +282,6 @@ class Server:
         word = f"{self._ended.state}, code {self._ended.code}" if self._ended else "not recorded"
         text = f"the run has ended ({word}); its records are open for questions"
         if left:
-            text += f"; {left} tasks are left: jobflowd start --session-id {self._session.name}"
+            how = f"jobflowd start --session-id {self._session.name}"
+            text += f"; {count(left, 'task is', 'tasks are')} left: {how}"
         return text

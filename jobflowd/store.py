@@ -43,6 +43,7 @@ from jobflowd.model import (
     WorkerState,
 )
 from jobflowd.signatures import SIGNATURES_MAX, Signatures
+from jobflowd.wording import count
 
 __all__ = ["ChangesRefused", "DiskFull", "Recovery", "Store", "StoreBroken", "StoreError"]
 
@@ -157,7 +158,7 @@ class Store:
                 cursor.executemany(sql, values)
                 if sql.startswith("UPDATE") and cursor.rowcount != len(values):
                     raise ChangesRefused(
-                        f"{len(values)} rows to change and only {cursor.rowcount} are there:"
+                        f"{count(len(values), 'row')} to change, but {cursor.rowcount:,} there:"
                         f" {sql[:40]}... This is a bug."
                     )
             self._stories += len(changes.stories)

@@ -86,9 +86,12 @@ class FilePublisher:
             self._write(self._queue.popleft())
 
     def close(self, body: Mapping[str, Any] | None = None) -> None:
-        """Write the last word: this body, or the newest that waits."""
+        """Write the last word: this body, or the newest that waits.
+
+        A body is marked `final`, so that whoever follows the file knows that no other will come.
+        """
         if body is not None:
-            self.offer(body)
+            self.offer({**body, "final": True})
         if self._queue:
             self._write(self._queue.pop())
             self._queue.clear()

@@ -11,6 +11,7 @@ from jobflowd import census
 from jobflowd.coordinator import Coordinator
 from jobflowd.forecast import Forecast
 from jobflowd.model import LaunchState, TaskState, Worker, WorkerState
+from jobflowd.wording import count
 
 #: Throughput is a mean over this many seconds.
 THROUGHPUT_S = 30.0
@@ -73,15 +74,18 @@ def _state(coordinator: Coordinator, degraded: str) -> tuple[str, str]:
         return "draining", f"generate_tasks failed: {book.generation_error}"
     if book.finishing is not None:
         online = sum(1 for worker in book.workers.values() if worker.registered)
-        return "draining", f"{book.finishing}: {online} workers are leaving"
+        if not online and book.generated and book.remaining == 0:
+            return "done", "every task has its outcome"
+        return "draining", f"{book.finishing}: {count(online, 'worker is', 'workers are')} leaving"
     if book.generated and book.remaining == 0:
         return "done", "every task has its outcome"
     if book.paused:
         return "paused", "by an operator; `jobflowctl resume` goes on"
     if not book.generated:
-        return "generating", f"{book.total} tasks so far"
+        return "generating", f"{count(book.total, 'task')} so far"
     if book.held:
-        return "running", f"{len(book.held)} tasks wait for workers of before the restart"
+        waiting = count(len(book.held), "task waits", "tasks wait")
+        return "running", f"{waiting} for workers of before the restart"
     if not any(worker.registered for worker in book.workers.values()):
         return "running", _why_no_worker(coordinator)
     return "running", ""
@@ -93,8 +97,8 @@ def _why_no_worker(coordinator: Coordinator) -> str:
         return "no worker is connected; start one: jobflow-worker --session NAME"
     if launching.breaker.open:
         return f"launching is paused: {launching.breaker.why}"
-    coming = len(launching.open_launches())
-    return f"no worker is connected yet; {coming} launches are coming"
+    coming = count(len(launching.open_launches()), "launch is", "launches are")
+    return f"no worker is connected yet; {coming} coming"
 
 
 def throughput(coordinator: Coordinator) -> float | None:

@@ -41,6 +41,7 @@ PURE = frozenset(
         "schedule",
         "walltime",
         "window",
+        "wording",
     )
 ) | frozenset(
     f"jobflow_worker.{name}"
@@ -67,7 +68,10 @@ PURE_NEVER = frozenset(
 WORKER_NEVER = frozenset(("sqlite3", "typer", "rich", "textual", "click", "asyncio"))
 #: What the client may use of ours besides its own modules.
 PUBLISHED = frozenset(
-    ("jobflowd.api", "jobflow_worker", "jobflow_worker.program", "jobflow_worker.sessionfiles")
+    (
+        *("jobflowd.api", "jobflowd.exitcodes", "jobflowd.parsing", "jobflowd.wording"),
+        *("jobflow_worker", "jobflow_worker.program", "jobflow_worker.sessionfiles"),
+    )
 )
 
 

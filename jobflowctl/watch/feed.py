@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from jobflowctl import errors
+from jobflowctl.text import count
 from jobflowctl.waiting import Outcome
 from jobflowctl.watch.grouping import group_failures
 from jobflowctl.watch.source import Source
@@ -287,4 +288,4 @@ class Feed(threading.Thread):
             args["after"] = body.get("next")
             if args["after"] is None:
                 return Rows(want, found)
-        return Rows(want, found, args["after"], f"of the first {searched:,} tasks")
+        return Rows(want, found, args["after"], f"of the first {count(searched, 'task')}")

@@ -181,7 +181,9 @@ def _warnings(model: Model) -> list[Line]:
     lines = [(safe_lines(one) or [""])[0] for one in found]
     shown: list[Line] = [[(f"! {one}", "yellow")] for one in lines[:_WARNING_LINES_MAX]]
     if len(lines) > _WARNING_LINES_MAX:
-        shown.append([(f"! and {len(lines) - _WARNING_LINES_MAX} more warnings", "yellow")])
+        shown.append(
+            [(f"! and {count(len(lines) - _WARNING_LINES_MAX, 'more warning')}", "yellow")]
+        )
     return shown
 
 

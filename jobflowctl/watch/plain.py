@@ -77,8 +77,9 @@ def watch_file(
     once: bool = False,
     clock: Clock = time.monotonic,
     sleep: Sleep = time.sleep,
+    wall: Clock = time.time,
 ) -> int:
-    """Show snapshots of a telemetry file as they come, until the run is done.
+    """Show snapshots of a telemetry file as they come, until the daemon's last one.
 
     Raises `NoSession` if there is no such file, `UsageError` if it is not a snapshot.
     """
@@ -90,7 +91,10 @@ def watch_file(
             last_seq, moved_at, complained = body.get("seq"), clock(), False
             output.session = str(body.get("session", ""))
             _show(output, body)
-            if once or body.get("state") == "done":
+            if body.get("final") or body.get("state") == "done":
+                return 0
+            if once:
+                _say_age(file, output, stale_s, wall())
                 return 0
         elif clock() - moved_at >= stale_s and not complained:
             complained = True
@@ -99,6 +103,16 @@ def watch_file(
                 "the daemon is busy or gone, or its file system hangs"
             )
     return 0
+
+
+def _say_age(file: Path, output: Output, stale_s: float, now: float) -> None:
+    """One look cannot see whether a file moves; its age tells. `now` is wall-clock time."""
+    try:
+        age = now - file.stat().st_mtime
+    except OSError:
+        return
+    if age >= stale_s:
+        output.say(f"{file} was written {duration(age)} ago: the daemon is busy or gone")
 
 
 def _snapshots(

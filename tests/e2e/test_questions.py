@@ -140,6 +140,12 @@ def test_logs_results_metrics_backup_and_replay(world: World) -> None:
     assert json.loads(run("jobflowctl", "-s", "t1", "replay", "small").stdout) == {"i": 0}
     again = run("jobflowctl", "-s", "t1", "replay", "bad", code=3)
     assert "ValueError: bad input 2" in again.stderr
+    # What the task prints is not part of the one object.
+    told = run("jobflowctl", "-s", "t1", "replay", "bad", "--json", code=3)
+    assert (json.loads(told.stdout)["ok"], json.loads(told.stdout)["error"]) == (
+        *(False, "ValueError: bad input 2"),
+    )
+    assert "printed before the error" in told.stderr
     assert world.task("bad")["attempts"][0]["traceback"].startswith("Traceback")
     world.ctl("shutdown")
     world.ended(daemon, 3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from .conftest import FailingDisk
 
 pytestmark = pytest.mark.slow
 TASKS = 60
+#: Tasks whose results all arrive at the end.
+LAST = 4
 MODES = pytest.mark.parametrize("mode", ["zmq", "fs"])
 
 
@@ -130,3 +133,83 @@ def test_a_file_system_that_turns_read_only_is_waited_for_and_loses_nothing(
     assert succeeded(bench) >= done
     assert bench.ended(daemon) == 0, bench.printed()
     assert bench.verdict(TASKS).problems == []
+
+
+def _full_at_the_end(
+    bench: Bench, small_disk: Path, fill: Callable[[], Path]
+) -> tuple[subprocess.Popen[bytes], Path]:
+    """All tasks end, and there is no room for their results. Returns the daemon and the ballast."""
+    bench.place = small_disk
+    daemon = start_large_results(bench, small_disk)
+    bench.until(lambda: len(bench.notes()) == LAST, "every task to run")
+    ballast = fill()
+    hurry(bench).touch()
+    bench.until(lambda: len(bench.notes()) == 2 * LAST, "every task to end")
+    bench.until(lambda: state(bench) == "degraded", "the degraded mode")
+    return daemon, ballast
+
+
+def hurry(bench: Bench) -> Path:
+    return bench.root / "hurry"
+
+
+def start_large_results(bench: Bench, small_disk: Path) -> subprocess.Popen[bytes]:
+    """Results that find no room in what the write-ahead log has already taken."""
+    flags = ("--workers", "2", "--slots", "2", "--shared-dir", str(small_disk))
+    args = {"n": LAST, "s": 600.0, "hurry": str(hurry(bench)), "echo": "x" * 30_000}
+    return bench.start(*flags, mode="zmq", **args)
+
+
+def test_a_run_does_not_end_while_its_last_results_have_no_room(
+    bench: Bench, small_disk: Path, fill: Callable[[], Path]
+) -> None:
+    """The turn that ends the run is the one that cannot be stored: it has not happened."""
+    daemon, ballast = _full_at_the_end(bench, small_disk, fill)
+    for _ in range(3):
+        tasks = bench.ask("status")["tasks"]
+        assert (tasks["succeeded"], tasks["total"]) == (0, LAST), "what is not stored is counted"
+        pause(1)
+        assert daemon.poll() is None, bench.printed()
+    listed = bench.ask("tasks", limit=LAST)["tasks"]
+    assert all(one["state"] != "succeeded" for one in listed)
+
+    ballast.unlink()
+    assert bench.ended(daemon) == 0, bench.printed()
+    verdict = bench.verdict(LAST)
+    assert verdict.problems == []
+    assert verdict.started_again == {}
+
+
+def test_a_run_that_is_ended_without_room_says_so_and_goes_on_later(
+    bench: Bench, small_disk: Path, fill: Callable[[], Path]
+) -> None:
+    """Two signals end it at once: not with success, and the next start finds every task."""
+    daemon, ballast = _full_at_the_end(bench, small_disk, fill)
+    daemon.send_signal(signal.SIGINT)
+    pause(1)
+    assert daemon.poll() is None, bench.printed()
+    daemon.send_signal(signal.SIGINT)
+    assert bench.ended(daemon) == 128 + signal.SIGINT, bench.printed()
+    ballast.unlink()
+    assert bench.ended(start_large_results(bench, small_disk)) == 0, bench.printed()
+    assert bench.verdict(LAST).problems == []
+
+
+def test_who_ends_a_run_is_heard_after_the_disk_had_no_room(
+    bench: Bench, small_disk: Path, fill: Callable[[], Path]
+) -> None:
+    """A shutdown that was decided before the disk was full is not forgotten with the rest."""
+    bench.place = small_disk
+    flags = ("--workers", "1", "--shared-dir", str(small_disk), "--shutdown-grace-period", "60")
+    args = {"n": 2, "s": 600.0, "hurry": str(hurry(bench)), "echo": "x" * 30_000}
+    daemon = bench.start(*flags, mode="zmq", **args)
+    bench.until(lambda: len(bench.notes()) == 1, "the first task to run")
+    bench.ask("shutdown")
+    bench.until(lambda: state(bench) == "draining", "the end to begin")
+    ballast = fill()
+    hurry(bench).touch()
+    bench.until(lambda: state(bench) == "degraded", "the degraded mode")
+    ballast.unlink()
+    assert bench.ended(daemon) == 4, bench.printed()
+    notes = [one.task_id for one in bench.notes() if one.word == "start"]
+    assert notes == ["t000000"], "a task was begun after the shutdown"

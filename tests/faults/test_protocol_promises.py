@@ -9,15 +9,27 @@ from typing import Any, Final
 
 import pytest
 
-from jobflow_worker.messages import Assign, Assignment, Finished, Register, Usage, Welcome
+from jobflow_worker.codec import encode_body
+from jobflow_worker.messages import (
+    Ack,
+    Assign,
+    Assignment,
+    Finished,
+    Register,
+    TaskFinished,
+    Usage,
+    Verdict,
+    Welcome,
+)
 from jobflow_worker.session import Session
 from jobflow_worker.slotevents import Settled, SlotReady, Unstarted
 from jobflow_worker.transport import mailfile
 from jobflow_worker.vocabulary import Feed, Identity, Recall
 from jobflowd import events as ev
+from jobflowd import queries
 from jobflowd.book import Settings
-from jobflowd.effects import Submit
-from jobflowd.model import LaunchState
+from jobflowd.effects import Post, Submit
+from jobflowd.model import Definition, LaunchState, TaskState
 
 from .pure import HASH, SPEC, Manager, Pair, definitions
 
@@ -35,6 +47,48 @@ def test_any_single_lost_message_costs_at_most_one_heartbeat() -> None:
         cost = pair.run() - quickest
         assert cost <= HEARTBEAT_S + 0.5, f"message {number} costs {cost:g} s"
         assert set(pair.executed.values()) == {1}, f"message {number} repeats a task"
+
+
+def test_an_outcome_that_was_never_asked_for_is_refused_and_noted() -> None:
+    """RELIABILITY X5: of a database that was put back, or of somebody who invents it."""
+    manager = Manager(Settings("s", "p.py"))
+    name = "w-0000000000000001"
+    hello = Register(1, 1, "0", "3", "h", 1, 1, "zmq", HASH, 1, None)
+    opening = (ev.ProgramChanged(HASH), ev.TransportsReady(), ev.Generated(definitions(1)))
+    manager.turn(0.0, *opening, ev.Heard(name, 1, "zmq", hello))
+    invented = [Finished(task, 7, b"\x80", None, Usage(1.0, 0.0, 0), "") for task in ("t0", "t9")]
+    for counter, item in enumerate(invented, 2):
+        heard = ev.Heard(name, counter, "zmq", TaskFinished(2, (item,)))
+        posts = [one for one in manager.turn(1.0, heard) if isinstance(one, Post)]
+        verdicts = [v.verdict for post in posts for a in post.messages for v in _verdicts(a)]
+        assert verdicts[-1] == "refused"
+    book = manager.coordinator.book
+    assert book.counts[TaskState.QUEUED] == book.total == 1
+    noted, _ = queries.last_events(manager.store, 10)
+    assert [one["kind"] for one in noted].count("refused") == len(invented)
+
+
+@pytest.mark.parametrize(("on_change", "replaced"), [("keep", False), ("update", True)])
+def test_another_list_at_the_next_start_is_merged_by_id(on_change: str, replaced: bool) -> None:
+    """RELIABILITY R8: what is missing stays, what is new comes, what has changed is told."""
+    manager = Manager(Settings("s", "p.py", on_spec_change=on_change))
+    start = (ev.ProgramChanged(HASH), ev.TransportsReady())
+    manager.turn(0.0, *start, ev.Generated(definitions(3)), ev.GenerationEnded())
+    manager.restart()
+    other = encode_body({"kept": "new"})
+    changed = Definition("t1", other, bytes(16), 2, 0, None, None, None)
+    listed = (changed, *definitions(4)[2:])
+    manager.turn(1.0, *start, ev.Generated(listed), ev.GenerationEnded())
+    book = manager.coordinator.book
+    assert book.total == 4
+    assert "changed their spec" in book.warnings["specs"]
+    specs = manager.store.specs([1, 2, 3, 4])
+    assert [specs[row] for row in (1, 3, 4)] == [SPEC] * 3
+    assert specs[2] == (other if replaced else SPEC)
+
+
+def _verdicts(message: object) -> tuple[Verdict, ...]:
+    return message.verdicts if isinstance(message, Ack) else ()
 
 
 def test_a_recall_that_comes_too_late_is_not_repeated_at_once() -> None:

@@ -72,6 +72,14 @@ def test_simulated_workers_connect_and_work() -> None:
     assert found["details"]["online"] == [6]
 
 
+@pytest.mark.slow
+def test_every_command_says_something_first() -> None:
+    found = run("first_output", "--quick")
+    check_form(found)
+    assert {"jobflowctl status", "jobflowctl scale 2", "jobflowd --help"} <= set(found["details"])
+    assert all(one["first_ms"] > 0 and one["cpu_ms"] > 0 for one in found["details"].values())
+
+
 def test_every_line_of_the_suite_is_a_module() -> None:
     modules = {words.split()[0] for words in SUITE}
     assert not [name for name in modules if not (ROOT / "bench" / f"{name}.py").exists()]

@@ -294,3 +294,27 @@ def test_version_and_help(world: Path, session_env: dict[str, str]) -> None:
     nothing = run()
     assert nothing.returncode == 2
     assert "start" in nothing.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["serve", "nope"], "There is no session 'nope'."),
+        (["serve", "nope", "--idle", "abc"], "see jobflowd serve --help"),
+        (["install-unit", "--nope"], "see jobflowd install-unit --help"),
+        (["start", "--nope"], "see jobflowd start --help"),
+    ],
+)
+def test_a_wrong_word_is_no_bug_and_names_the_help_of_its_verb(
+    session_env: dict[str, str], words: list[str], said: str
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "jobflowd", *words],
+        env=session_env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert said in done.stderr
+    assert "bug" not in done.stderr

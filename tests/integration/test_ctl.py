@@ -131,13 +131,14 @@ def test_pages(daemon: StubDaemon, cli: Cli) -> None:
     assert [row["text"] for row in newest["events"]] == ["n1498", "n1499"]
 
 
-def test_following_events_ends_with_the_daemon(
+def test_following_events_ends_with_the_run(
     daemon: StubDaemon, cli: Cli, place: api.SessionPlace
 ) -> None:
     following = cli.spawn("jobflowctl", "events", "-f", "-n", "1", "--json")
     deadline = time.monotonic() + 20
     while not following.stdout.read_text() and time.monotonic() < deadline:
         time.sleep(0.05)
+    write_ended(place.dir, 0)
     daemon.stop()
     assert following.process.wait(20) == 0, following.printed()
     (line,) = following.stdout.read_text().splitlines()
@@ -562,6 +563,19 @@ def test_watch_reads_a_telemetry_file(cli: Cli, tmp_path: Path) -> None:
     new.replace(file)
     assert watching.process.wait(20) == 0, watching.printed()
     assert watching.stdout.read_text().count("\n") == 2
+
+
+def test_one_look_at_an_old_telemetry_file_says_how_old_it_is(cli: Cli, tmp_path: Path) -> None:
+    file = tmp_path / "dashboard_snapshot.json"
+    body = {"schema": api.schema("snapshot"), "session": "t1", "seq": 1, "state": "running"}
+    file.write_text(json.dumps(body))
+    os.utime(file, (time.time() - 7200, time.time() - 7200))
+    look = ["jobflowctl", "watch", "--telemetry-file", str(file), "--once"]
+    assert "was written 2 h ago" in cli.run(*look).stderr
+    assert cli.run(*look, "--stale-timeout", "3h").stderr == ""
+    # Whoever follows is told that it does not move, and leaves with the daemon's last word.
+    file.write_text(json.dumps({**body, "state": "draining", "final": True}))
+    assert cli.run(*look[:-1]).stderr == ""
 
 
 # --- speed and completion ---------------------------------------------------------------------

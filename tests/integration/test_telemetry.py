@@ -71,6 +71,7 @@ def test_the_last_word_is_the_newest(tmp_path: Path) -> None:
     out = publisher(path)
     out.offer({"state": "running"})
     out.close({"state": "done"})
+    assert json.loads(out.path.read_bytes())["final"] is True
     assert json.loads(path.read_text())["state"] == "done"
     out.close()
     assert out.written == 1

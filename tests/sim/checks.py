@@ -39,6 +39,7 @@ from jobflowd.model import (
     WorkerState,
 )
 from tests.sim.faststore import FastStore
+from tests.sim.rates import Rates
 from tests.sim.world import Violation
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ class Checks:
         self.verdicts: dict[tuple[str, int], str] = {}
         self.counters: dict[tuple[str, Held], int] = {}
         self.outbox: dict[str, dict[int, Outcomes]] = {}
+        self.rates = Rates(sim)
 
     # --- the disk -----------------------------------------------------------------------------
 
@@ -135,7 +137,7 @@ class Checks:
             if attempt.charged and attempt.cause.startswith("worker left"):
                 raise Violation(f"{held} is charged for a known cause: {attempt.cause}")
             late = held in self.recorded
-            if len(changes.attempts) == 1 and not late:
+            if len(changes.attempts) == 1:
                 self._broken_node(manager, attempt)
             self.recorded[held] = None
             if attempt.outcome == "failed" and attempt.charged and not late:
@@ -174,6 +176,7 @@ class Checks:
 
     def on_life(self, snapshot: Snapshot) -> None:
         """A new life: in-flight tasks are queued, launches stale; nothing else may differ."""
+        self.rates.on_life()
         total = sum(snapshot.counts.values())
         if total != len(self.tasks):
             raise Violation(f"{len(self.tasks)} tasks are durable, {total} are found")
@@ -300,6 +303,7 @@ class Checks:
         self.executions[held] = "running"
         self.starts[held.task_id] = self.starts.get(held.task_id, 0) + 1
         self.world.stats["executions"] += 1
+        self.rates.works(worker)
 
     def ended(self, worker: SimWorker, held: Held, kind: str) -> None:
         self.executions[held] = kind
@@ -328,3 +332,4 @@ class Checks:
             raise Violation(f"{alive} jobs live, {self.sim.most_wanted} were ever wanted")
         gone = sum(1 for one in book.workers.values() if one.state is WorkerState.OFFLINE)
         self.world.stats["offline_seen"] = max(self.world.stats["offline_seen"], gone)
+        self.rates.submits(launch_id, book)

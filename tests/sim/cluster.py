@@ -85,7 +85,11 @@ class Cluster:
         self.submitted[launch_id] = self.submitted.get(launch_id, 0) + 1
         world.stats["submits"] += 1
         lie = ""
-        if world.chaos and world.chance(profile.submit_lies):
+        if world.chaos and profile.closed:
+            # A site that takes nothing for now.
+            lie = "refused"
+            world.fault("submit_refused")
+        elif world.chaos and world.chance(profile.submit_lies):
             lie = world.rng.choice(("refused", "lost", "nothing", "late"))
             world.fault(f"submit_{lie}")
         if self.local and lie not in ("", "refused"):
@@ -151,6 +155,7 @@ class Cluster:
 
     def _query(self, asked: list[str]) -> list[Event]:
         self.world.stats["queries"] += 1
+        self.sim.checks.rates.queries()
         world = self.world
         if not self.local and world.chaos and world.chance(self.sim.profile.query_fails):
             world.fault("query_failed")

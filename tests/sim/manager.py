@@ -69,6 +69,7 @@ class SimManager:
         self._wake_at = float("inf")
         self._spins = 0
         self._counter = 0
+        self._was_ending = False
 
     # --- life ---------------------------------------------------------------------------------
 
@@ -76,7 +77,7 @@ class SimManager:
         """A new life over the same store."""
         world = self.world
         self.incarnation += 1
-        self.up, self.exit_code = True, None
+        self.up, self.exit_code, self._was_ending = True, None, False
         self.listening_since = world.now
         self.frozen_until, self.frozen_since = 0.0, -1.0
         world.stats["lives"] += 1
@@ -267,19 +268,25 @@ class SimManager:
             return
         world = self.world
         world.stats["turns"] += 1
+        ending = self.coordinator.book.finishing
         facts = self.store.lookup(self.coordinator.questions(world.now, events))
         turn = self.coordinator.turn(world.now, world.wall, events, facts)
         if world.traced:
             world.trace(f"turn {events!r} -> {turn.effects!r}")
             for row, task in turn.changes.all_tasks.items():
                 world.trace(f"  {row} {task!r}")
+        self.sim.checks.rates.heard(events)
         try:
             self._commit_and_perform(turn.changes, turn.effects)
         except DiskFull as error:
             world.fault("disk_full")
+            self.coordinator.book.finishing = ending
             self.recovery.degrade(events, str(error))
             self._spools.clear()
             return
+        if self._was_ending and self.coordinator.book.finishing is None:
+            raise Violation("the run was to end, and after a full disk nobody knows of it")
+        self._was_ending = False
         for worker_id in self._spools:
             self.sim.checks.taken_in(self.sim.mail.spools.pop(worker_id, b""))
         self._spools.clear()
@@ -311,8 +318,10 @@ class SimManager:
         if self.world.now < self.full_until:
             self.recovery.retry_at = self.world.now + 1.0
             return
+        ending = self.coordinator.book.finishing
         found = self.recovery.try_again(self.coordinator)
         if found is not None:
+            self._was_ending = ending in ("shutdown", "detach")
             self.coordinator, events = found
             self.listening_since = self.world.now
             self.sim.checks.on_life(self.store.load())

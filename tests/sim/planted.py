@@ -24,8 +24,11 @@ from jobflow_worker.session import Session
 from jobflowd import outcomes, pool, quarantine, reports, schedule
 from jobflowd.book import Book
 from jobflowd.coordinator import Coordinator
+from jobflowd.events import StopAsked
 from jobflowd.launching import Launching
 from jobflowd.model import TASK_IN_FLIGHT, TASK_TERMINAL, LaunchState, TaskState
+from jobflowd.pool import Breaker, TokenBucket
+from jobflowd.recovery import Recovery
 from jobflowd.schedule import _Room
 from jobflowd.window import Window
 from tests.sim.manager import Crash, SimManager
@@ -201,6 +204,33 @@ def _no_end_of_the_list(self: Any, error: str | None, detail: str, *, ours: bool
     _GENERATION_ENDED(self, None, detail, ours=ours)
 
 
+def _forget_the_end(self: Any, before: Any) -> list[Any]:
+    return [one for one in _OPENING(self, before) if not isinstance(one, StopAsked)]
+
+
+def _view_of_no_pause(self: Any) -> Any:
+    before = self.book.paused
+    self.book.paused = False
+    try:
+        return _VIEW(self)
+    finally:
+        self.book.paused = before
+
+
+def _ask_again_at_once(self: Any, reason: str) -> None:
+    _ON_QUERY_FAILED(self, reason)
+    self.book.deadlines.set("query", self.book.now + 1.0)
+
+
+def _hurry_without_end(self: Any) -> None:
+    if self.active:
+        self.book.deadlines.set("query", self.book.now + 0.1)
+
+
+def _first_alone(worker: Any) -> bool:
+    return _MAY_TAKE(worker) and not worker.worker_id.startswith(("w2", "w3"))
+
+
 def _seen_goes_back(self: Any, message: Any) -> None:
     if not message.again and message.epoch == self.epoch and message.seq <= self.seen:
         self.seen = 0
@@ -208,6 +238,10 @@ def _seen_goes_back(self: Any, message: Any) -> None:
 
 
 _START = SimManager.start
+_VIEW = Launching._view
+_OPENING = Recovery._opening
+_ON_QUERY_FAILED = Launching.on_query_failed
+_MAY_TAKE = schedule._may_take
 _FAILED = outcomes._failed
 _GIVE_UP = outcomes.give_up
 _ASSIGN = Book.assign
@@ -273,6 +307,16 @@ PLANTS: dict[str, Callable[[], list[Plant]]] = {
     "other_texts_are_welcome": lambda: [
         (Coordinator, "_program_changed", _nothing),
     ],
+    "a_pause_does_not_stop_submitting": lambda: [(Launching, "_view", _view_of_no_pause)],
+    "launches_beyond_the_work": lambda: [(pool, "_useful_workers", lambda view: view.wanted)],
+    "submits_without_a_pace": lambda: [(TokenBucket, "take", lambda _self, _now, wanted: wanted)],
+    "refusals_do_not_pause": lambda: [(Breaker, "_failed", _nothing)],
+    "a_failed_query_is_asked_again_at_once": lambda: [
+        (Launching, "on_query_failed", _ask_again_at_once)
+    ],
+    "hurry_without_end": lambda: [(Launching, "_hurry", _hurry_without_end)],
+    "only_the_first_worker_gets_tasks": lambda: [(schedule, "_may_take", _first_alone)],
+    "a_full_disk_forgets_the_end": lambda: [(Recovery, "_opening", _forget_the_end)],
     "shutdown_is_said_once": lambda: [(reports, "on_register", _shutdown_said_once)],
 }
 

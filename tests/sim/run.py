@@ -145,6 +145,7 @@ class Simulation:
         if self.manager.up and not self.manager.frozen:
             self.put_beacon("open")
         if not self.over:
+            self.checks.rates.idle(self.manager)
             self.world.at(self.profile.heartbeat_s, self._beat)
 
     def generate(self, life: int) -> None:
@@ -273,10 +274,12 @@ class Simulation:
         settle_accounts(self)
 
     def _start_by_hand(self) -> None:
-        """A person who starts workers by hand starts another when none is left."""
+        """A person who starts workers by hand starts another when none is left, but none into a
+        run that is done: each would have to be seen out, and the end would come late."""
         if self.over:
             return
-        if not self.world.chaos and not self.cluster.alive:
+        done = self.manager.up and self.manager.coordinator.book.finishing == "done"
+        if not self.world.chaos and not self.cluster.alive and not done:
             self.cluster.start_worker(None)
         self.world.at(5.0, self._start_by_hand)
 

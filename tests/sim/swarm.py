@@ -60,6 +60,8 @@ class Profile:
     broken: float = 0.0
     generator_dies: float = 0.0
     edits: float = 0.0
+    #: A batch system that refuses every submission until it is put right.
+    closed: bool = False
     notes: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -130,3 +132,4 @@ def _swarm(one: Profile, rng: random.Random) -> None:
     one.broken = rng.choice((0.0, 0.0, 0.0, 0.9, 1.0))
     one.generator_dies = rng.choice((0.0, 0.0, 0.0, 0.3))
     one.edits = rng.choice((0.0, 0.0, 0.0, 0.5))
+    one.closed = rng.random() < 0.05

@@ -44,6 +44,19 @@ def test_a_seed_is_a_whole_history_whatever_the_hash_seed() -> None:
     assert trace("1") == trace("2")
 
 
+#: Histories beyond the first two hundred that once showed something, and what.
+FOUND = {
+    1152: "a task that must be alone waited for a busy worker while others were idle",
+    71557: "a held task whose budget was used up by late failures was delivered again and again",
+    75232: "the simulated person started workers by hand into a run that was done",
+}
+
+
+@pytest.mark.parametrize("seed", FOUND)
+def test_what_was_found_stays_mended(seed: int) -> None:
+    assert run_seed(seed).error is None, FOUND[seed]
+
+
 #: Found within the first seeds, so that every run of the tests shows that the simulator can see.
 QUICK = (
     "perform_before_commit",
@@ -71,6 +84,13 @@ QUICK = (
     "broken_nodes_are_charged",
     "a_failed_generator_has_ended",
     "other_texts_are_welcome",
+    "a_pause_does_not_stop_submitting",
+    "launches_beyond_the_work",
+    "submits_without_a_pace",
+    "refusals_do_not_pause",
+    "a_failed_query_is_asked_again_at_once",
+    "hurry_without_end",
+    "only_the_first_worker_gets_tasks",
 )
 
 

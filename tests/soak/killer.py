@@ -44,7 +44,10 @@ EVERYTHING: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Blow:
-    """One signal that was sent; `until` is when a stopped process was continued."""
+    """One signal that was sent; `until` is when a stopped process was continued.
+
+    `at` is after a kill, since a busy victim may note something until it comes, and before a stop.
+    """
 
     role: str
     pid: int
@@ -88,7 +91,7 @@ class Killer:
                 until = now + self._random.uniform(0.5, kind.stop_s)
                 self._stopped[pid] = (kind.role, now, until)
             else:
-                self.blows.append(Blow(kind.role, pid, kind.number, now))
+                self.blows.append(Blow(kind.role, pid, kind.number, time.monotonic()))
 
     def _continue(self, pid: int) -> None:
         role, at, _ = self._stopped.pop(pid)

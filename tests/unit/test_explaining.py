@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from jobflowd import explaining
+from jobflowd import explaining, views
 from jobflowd.book import Settings
 from jobflowd.coordinator import Coordinator
 from jobflowd.model import (
@@ -54,8 +54,8 @@ def test_nothing_holds_it() -> None:
 
 def test_behind_others_and_all_workers_busy() -> None:
     text = why(a_run(a_worker(credit=0)), a_task(), before=1234)
-    assert "1,234 ready task(s) are before it" in text
-    assert "all 1 worker(s) are busy" in text
+    assert "1,234 ready tasks are before it" in text
+    assert "the only worker is busy, with 0 tasks" in text
 
 
 @pytest.mark.parametrize(
@@ -117,13 +117,13 @@ def test_with_its_worker() -> None:
     task.state = TaskState.ASSIGNED
     worker.attempts["t1"].running = False
     worker.attempts["t2"] = Attempting(a_task(), 1, 1, 0.0, running=True)
-    assert "runs 1 other task(s) first" in why(coordinator, task)
+    assert "runs 1 other task first" in why(coordinator, task)
 
 
 def test_the_end_and_the_budgets() -> None:
     coordinator = a_run()
     task = a_task(TaskState.FAILED, failures=3, losses=1, error="ValueError: no")
-    assert "all its 3 tries failed: ValueError: no" in why(coordinator, task)
+    assert "its 3 tries failed: ValueError: no" in why(coordinator, task)
     assert explaining.budgets(task, coordinator.book) == {
         "retries_left": 0,
         "losses_left": 1,
@@ -131,5 +131,64 @@ def test_the_end_and_the_budgets() -> None:
     }
     assert why(coordinator, a_task(TaskState.SUCCEEDED)) == "it has its result"
     assert "retry" in why(coordinator, a_task(TaskState.CANCELED))
-    tale = explaining.tale({"task_id": "t1", "state": "failed", "attempts": [1, 2]}, ["because"])
-    assert tale == "t1 is failed, 2 attempts: because."
+
+
+def ended(outcome: str, cause: str = "", charged: str = "") -> dict[str, str]:
+    return {"outcome": outcome, "cause": cause, "charged": charged}
+
+
+@pytest.mark.parametrize(
+    ("attempts", "words"),
+    [
+        ([], "no attempt has ended: because."),
+        ([ended("succeeded")], "1 attempt: because."),
+        (
+            [
+                *[ended("failed", "exception", "retries")] * 3,
+                *[ended("returned", "walltime")] * 2,
+                ended("unknown", "restart"),
+            ],
+            "6 attempts (3 charged to retries; 3 not charged: walltime x 2, restart): because.",
+        ),
+        (
+            [
+                *[ended("failed", "exception", "retries")] * 4,
+                ended("lost", "lease expired", "losses"),
+            ],
+            "5 attempts (3 charged to retries; 1 charged to losses; 1 before an operator's retry):"
+            " because.",
+        ),
+        (
+            [
+                *[ended("failed", "timeout", "retries")] * 3,
+                ended("failed", "exception"),
+                ended("lost", "preempted"),
+            ],
+            "5 attempts (3 charged to retries; 2 not charged: exception on a suspected worker or "
+            "after the end, preempted): because.",
+        ),
+    ],
+)
+def test_the_counts_of_a_story_add_up(attempts: list[dict[str, str]], words: str) -> None:
+    charged = [one["charged"] for one in attempts]
+    failures = min(3, charged.count("retries"))
+    task = a_task(TaskState.FAILED, failures=failures, losses=charged.count("losses"))
+    account = explaining.accounts(task, attempts)
+    detail = {"task_id": "t1", "state": "failed", "attempts": attempts}
+    assert explaining.tale(detail, account, ["because"]) == f"t1 is failed, {words}"
+    without = sum(account["uncharged"].values()) + account["before_retry"]
+    succeeded = sum(one["outcome"] == "succeeded" for one in attempts)
+    assert account["retries"] + account["losses"] + without + succeeded == len(attempts)
+
+
+def test_a_run_that_has_done_all_is_done_when_its_last_worker_has_left() -> None:
+    """Whoever follows a telemetry file waits for this word."""
+    worker = a_worker()
+    coordinator = a_run(worker)
+    coordinator.book.finishing = "done"
+    seen = views.take_census(coordinator, started_at=0.0)
+    assert (seen.state, seen.state_reason) == ("draining", "done: 1 worker is leaving")
+    worker.registered = False
+    assert views.take_census(coordinator, started_at=0.0).state == "done"
+    coordinator.book.generated = False
+    assert views.take_census(coordinator, started_at=0.0).state == "draining"

@@ -323,3 +323,27 @@ def test_a_person_is_asked(monkeypatch: pytest.MonkeyPatch, typed: str, answer: 
     stderr = _Terminal()
     assert Output(stdout=io.StringIO(), stderr=stderr).ask("Sure?\x1b[2J") is answer
     assert stderr.getvalue() == "Sure?\\x1b[2J [y/N] "
+
+
+@pytest.mark.parametrize(
+    ("columns", "titles"),
+    [
+        (200, "WORKER STATE HOST JOB RUNNING"),
+        (60, "WORKER STATE HOST JOB RUNNING"),
+        (50, "WORKER STATE HOST RUNNING"),
+        (40, "WORKER STATE RUNNING"),
+    ],
+)
+def test_spare_columns_make_room_for_those_that_matter(columns: int, titles: str) -> None:
+    head = [
+        text.Column("WORKER", middle=True),
+        text.Column("STATE"),
+        text.Column("HOST", spare=True),
+        text.Column("JOB", spare=True),
+        text.Column("RUNNING"),
+    ]
+    row = ("jf-5aa381-3-9773f0b44a7525ec", "idle", "node-1234567", "9876543210", "scan-0000000001")
+    lines = text.table(head, [row], columns_max=columns)
+    assert lines[0].split() == titles.split()
+    assert all(len(line) <= columns for line in lines)
+    assert len(lines[1].split()[0]) >= 12, "who it is can be told"

@@ -142,6 +142,7 @@ def test_a_task_in_detail(memory: Store) -> None:
         "ended_at": 4.0,
         "outcome": "succeeded",
         "cause": "",
+        "charged": "",
         "exit_signal": "SIGX",
         "max_rss_bytes": 99,
         "cpu_s": 0.5,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jobflow_worker import limits
 from jobflow_worker.messages import Assignment, Held
-from jobflow_worker.workload import REST_S_MAX, Workload
+from jobflow_worker.workload import AHEAD_S, REST_S_MAX, Workload
 
 PATIENCE_S = 1.0
 
@@ -37,7 +37,7 @@ def test_outcomes_of_short_tasks_wait_for_company_while_every_slot_has_work() ->
     for slot in work.slots:
         slot.fed.extend([Held("a", 1)] * 3)
     assert work.rest_s() == 0.001
-    work.slots[0].fed.extend([Held("a", 1)] * 20)
+    work.slots[0].fed.extend([Held("a", 1)] * 60)
     assert work.rest_s() == 0.001, "the poorest slot decides"
     work.slots[1].broken = True
     assert work.rest_s() == REST_S_MAX
@@ -51,7 +51,7 @@ def test_long_tasks_are_not_fed_ahead() -> None:
 
 
 def test_short_tasks_are_asked_for_in_advance_within_a_limit() -> None:
-    assert loaded(2, median_s=0.1).ahead(0.0001) == 2
+    assert loaded(2, median_s=0.1).ahead(0.0001) == 2 * (int(AHEAD_S / 0.1) + 1)
     assert loaded(1, median_s=1e-9).ahead(1.0) == limits.PREFETCH_PER_SLOT_MAX
 
 
