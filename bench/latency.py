@@ -26,7 +26,7 @@ from bench.rig import Rig
 from bench.yardstick import no_op
 from jobflow_worker.codec import decode_body
 
-_PAUSE_S = 0.02
+_PAUSE_S = 0.06
 _WARM = 30
 
 

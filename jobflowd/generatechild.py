@@ -4,9 +4,9 @@ Rules
 -----
 * The user's code runs here and nowhere in the daemon; whatever it does, even `os._exit`, ends this
   process only. What it prints goes to this process's output, a log file, never into the stream.
-* Items are taken one by one and sent in batches by size; a thread sends what has waited for
-  FLUSH_S, because a generator may think for an hour after its first task. Memory is bounded by one
-  batch: ids are not collected, the daemon compares them with its store.
+* Items are taken one by one and sent in batches by size; a thread sends the rest, at once after a
+  pause and then every FLUSH_S, because a generator may think for an hour after a task. Memory is
+  bounded by one batch: ids are not collected, the daemon compares them with its store.
 * The stream is a pipe of frames, each a length and an encoded body: `["tasks", column, ...]` with
   the fields of `Definition` as columns (a list, or one value that holds for all), and at last
   `["end", error or None, detail]`.
@@ -19,6 +19,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
 import traceback
 from collections import deque
 from collections.abc import Iterable
@@ -40,7 +41,7 @@ from jobflow_worker.program import (
 )
 from jobflow_worker.sessionfiles import SessionFileError, SessionPaths, SessionRecord
 
-#: A batch is sent at this many definitions or bytes of specs, or when it is this old.
+#: A batch is sent at this many definitions or bytes of specs, or so many seconds after the last.
 BATCH_COUNT: Final = limits.ITEMS_PER_MESSAGE_MAX
 BATCH_BYTES: Final = limits.MIB
 FLUSH_S: Final = 0.05
@@ -78,6 +79,7 @@ class Stream:
         self._rows: deque[Row] = deque()
         self._bytes = 0
         self._sending = threading.Lock()
+        self._fresh = threading.Event()
 
     def start(self) -> None:
         """Begin to send by time."""
@@ -90,6 +92,8 @@ class Stream:
         if self._bytes >= BATCH_BYTES or len(self._rows) >= BATCH_COUNT:
             self._bytes = 0
             self.flush()
+        elif not self._fresh.is_set():
+            self._fresh.set()
 
     def flush(self) -> None:
         """Send what is there, in order."""
@@ -121,13 +125,14 @@ class Stream:
             view = view[os.write(self._fd, view) :]
 
     def _send_by_time(self) -> None:
-        waiting = threading.Event()
-        while not waiting.wait(FLUSH_S):
+        while self._fresh.wait():
+            self._fresh.clear()
             try:
                 self.flush()
             except OSError:
                 # The daemon has closed the pipe: nobody wants the rest.
                 os._exit(1)
+            time.sleep(FLUSH_S)
 
 
 def main() -> int:
