@@ -32,9 +32,9 @@ class Kind(NamedTuple):
 
 KINDS = {
     "busy": Kind(
-        "busy_s", 0.001, 2, 10_000, Target("at least 90 % of two cores", 0.90, of_ratio=True)
+        "busy_s", 0.001, 2, 20_000, Target("at least 90 % of two cores", 0.90, of_ratio=True)
     ),
-    "sleep": Kind("sleep_s", 0.010, 8, 8_000, Target("at least 97 % of ideal", at_least=97.0)),
+    "sleep": Kind("sleep_s", 0.010, 8, 16_000, Target("at least 97 % of ideal", at_least=97.0)),
 }
 
 
