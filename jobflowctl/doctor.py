@@ -11,7 +11,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -29,8 +29,19 @@ _ON_NODES: Final = ("slurm", "lsf", "sge")
 
 
 def of_session(place: SessionPlace, output: Output) -> int:
-    """Check what a session has on record; the exit code."""
-    return _told(output, *_check("--session-id", place.session, "--shared-dir", place.dir.parent))
+    """Check what a session has on record; the exit code. Raises `CtlError`."""
+    from jobflow_worker.program import ProgramRef
+    from jobflow_worker.sessionfiles import SessionFileError, SessionPaths, SessionRecord
+
+    try:
+        record = SessionRecord.load(SessionPaths(place.dir).session_file)
+        ref = ProgramRef.from_json(record.program)
+    except (SessionFileError, ValueError) as error:
+        raise CtlError(str(error)) from None
+    if record.settings.get("launcher") in _ON_NODES:
+        words = ("--session-id", place.session, "--shared-dir", place.dir.parent)
+        return _told(output, *_check(*words))
+    return _here(output, place.dir, lambda: _recorded(ref, dict(record.program_args)))
 
 
 def of_configuration(file: Path, output: Output) -> int:
@@ -38,8 +49,12 @@ def of_configuration(file: Path, output: Output) -> int:
     settings = _settings(file)
     if settings.get("launcher") in _ON_NODES:
         return _told(output, *_check("--config", file))
-    lines = [f"ok    {file} can be read"]
-    lines += _program(settings)
+    return _here(output, file, lambda: _program(settings))
+
+
+def _here(output: Output, read: Path, look: Callable[[], list[str]]) -> int:
+    """Where workers are processes of this machine: `look` finds the rest; the exit code."""
+    lines = [f"ok    {read} can be read", *look()]
     bad = sum(line.startswith("FAIL") for line in lines)
     if not bad:
         lines.append("ok    workers run on this machine: there is no other to check")
@@ -74,6 +89,19 @@ def _program(settings: Mapping[str, Any]) -> list[str]:
     try:
         ref = resolve_program(str(named), Path.cwd())
         return _first_task(ref, dict(args) if isinstance(args, Mapping) else {})
+    except ProgramError as error:
+        return [f"FAIL  {safe(error.sentence)}", *_detail(error.detail)]
+
+
+def _recorded(ref: ProgramRef, args: dict[str, Any]) -> list[str]:
+    from jobflow_worker.program import ProgramError
+
+    try:
+        os.chdir(ref.cwd)
+    except OSError as error:
+        return [f"FAIL  {ref.cwd}, where the run was started, cannot be entered: {error.strerror}"]
+    try:
+        return _first_task(ref, args)
     except ProgramError as error:
         return [f"FAIL  {safe(error.sentence)}", *_detail(error.detail)]
 

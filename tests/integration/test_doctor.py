@@ -61,3 +61,12 @@ def test_a_configuration_that_does_not_hold(cli: Any, project: Path) -> None:
     project.write_text("")
     found = cli.run("jobflowctl", "doctor", "--config", str(project), code=69)
     assert "no program is named" in found.stdout
+
+
+def test_a_session_of_this_machine(cli: Any, project: Path) -> None:
+    cli.run("jobflowd", "start", "--config", str(project), "--session-id", "one")
+    found = cli.run("jobflowctl", "-s", "one", "doctor").stdout
+    assert "names a first task, 'first'" in found
+    (cli.cwd / "one.py").write_text(PROGRAM.replace('["folder"]', '["missing"]'))
+    found = cli.run("jobflowctl", "-s", "one", "doctor", code=69).stdout
+    assert "generate_tasks() raised KeyError" in found
