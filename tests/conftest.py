@@ -36,6 +36,9 @@ hypothesis.settings.load_profile("noisy")
 
 TEST_ID = "JOBFLOW_TEST_ID"
 
+# Who runs the tests in the background ignores Ctrl-C, and what they start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 @pytest.fixture
 def session_env(tmp_path: Path) -> Iterator[dict[str, str]]:

@@ -215,8 +215,6 @@ def test_ctrl_c_while_waiting_stops_the_daemon(
         cwd=world,
         stderr=subprocess.PIPE,
         text=True,
-        # Whoever runs the tests in the background ignores it, and so would what they start.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     lock = world / "state/jobflow/sessions/conv/session.json"
     deadline = time.monotonic() + 20
