@@ -137,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--mode", choices=("zmq", "fs"), default="zmq")
     parser.add_argument("--rings", type=int, default=None)
     args = parse(parser, argv)
-    rings = args.rings or (20 if args.quick else 200)
+    rings = args.rings or (20 if args.quick else 100)
     target = Target("p50 under 1 ms", at_most=1.0) if args.mode == "zmq" else None
     what = "p50 of one task through ProcessPoolExecutor(2), ms"
     result = Result(f"latency-{args.mode}", "ms (p50)", target, yardstick_is=what)

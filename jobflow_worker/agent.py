@@ -10,10 +10,8 @@ Rules
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,7 +32,6 @@ from jobflow_worker.slotevents import Settled, Unstarted
 from jobflow_worker.slots import ChildSetup, Slot, close_all
 from jobflow_worker.transport.auto import open_link
 from jobflow_worker.transport.base import Link
-from jobflow_worker.transport.fs import write_spool
 from jobflow_worker.vocabulary import (
     BeaconSeen,
     Effect,
@@ -107,7 +104,7 @@ class Agent:
         self._options = options
         self._session = Session(options.identity, manager_timeout_s=options.manager_timeout_s)
         self._reactor = Reactor()
-        self._scratch = Path(tempfile.mkdtemp(prefix="jobflow-worker-"))
+        self._scratch = _scratch_directory()
         results = options.paths.results if options.paths is not None else self._scratch
         setup = ChildSetup(
             program=options.program,
@@ -146,6 +143,7 @@ class Agent:
                 time.monotonic,
                 options.keys,
             )
+            _import_for_the_end()
             while self._exit is None:
                 self._pass()
         finally:
@@ -334,6 +332,8 @@ class Agent:
         if self._options.paths is None:
             self._say("outcomes are lost: there is no session directory to leave them in")
             return
+        from jobflow_worker.transport.fs import write_spool
+
         try:
             write_spool(
                 self._options.paths,
@@ -357,6 +357,8 @@ class Agent:
         if self._link is not None:
             self._link.close(limits.REGISTER_RETRY_S)
         self._reactor.close()
+        import shutil
+
         shutil.rmtree(self._scratch, ignore_errors=True)
 
     def _say(self, text: str) -> None:
@@ -365,6 +367,35 @@ class Agent:
         words = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
         sys.stderr.write(f"{stamp} {words}\n")
         sys.stderr.flush()
+
+
+def _import_for_the_end() -> None:
+    """What is used late, loaded while the manager is being connected to and the child starts.
+
+    Not before, because it is not needed for that; and not when it is used, because outcomes must
+    not be lost for a file server that serves modules no more.
+    """
+    import shutil  # noqa: F401
+
+    import jobflow_worker.transport.fs  # noqa: F401
+
+
+def _scratch_directory() -> Path:
+    """A new private directory where `tempfile` would make it, without all that this imports."""
+    name = f"jobflow-worker-{os.urandom(8).hex()}"
+    named = (os.environ.get(one) for one in ("TMPDIR", "TEMP", "TMP"))
+    problem: OSError | None = None
+    for folder in (*named, "/tmp", "/var/tmp"):
+        if folder:
+            made = Path(os.path.abspath(folder), name)
+            try:
+                made.mkdir(mode=0o700)
+            except OSError as error:
+                problem = problem or error
+            else:
+                return made
+    assert problem is not None
+    raise problem
 
 
 def _address(beacon: Beacon) -> tuple[object, ...]:

@@ -16,7 +16,6 @@ import errno
 import fcntl
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -361,6 +360,8 @@ class ChildProcess:
             if fd >= 0:
                 os.close(fd)
         self._pipe = self._pipe_end = -1
+        import shutil  # The agent has loaded it after the start, which needs it not.
+
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _close_channel(self) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import re
 import sys
 import time
@@ -17,8 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobflow_worker import __version__, limits
-from jobflow_worker.messages import is_label
+from jobflow_worker import __version__, collector, limits
 
 if TYPE_CHECKING:
     from jobflow_worker.sessionfiles import Beacon, SessionPaths
@@ -91,6 +89,7 @@ def _slots(text: str) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a worker; returns its exit code."""
     umask = os.umask(0o077)
+    collector.stop()
     args = parser().parse_args(argv)
     try:
         return _run(args, umask)
@@ -125,7 +124,7 @@ def _run(args: argparse.Namespace, umask: int) -> int:
         program_args, cwd = _json_object(args.program_args), os.getcwd()
         endpoint = f"tcp://{args.manager_host}:{args.port}"
         beacon = Beacon(0, "open", (endpoint,), None, "", args.heartbeat_interval, 0)
-    host = platform.node()
+    host = os.uname().nodename
     launch_id = args.launch_id or os.environ.get("JOBFLOW_LAUNCH_ID")
     label = args.worker_id or _label(launch_id or host)
     key_file = Path(args.key_file).absolute() if args.key_file else None
@@ -134,7 +133,7 @@ def _run(args: argparse.Namespace, umask: int) -> int:
         keys = worker_keys(paths, beacon, launch_id, key_file)
     identity = Identity(
         version=__version__,
-        python=platform.python_version(),
+        python=sys.version.split()[0].rstrip("+"),
         host=host,
         pid=os.getpid(),
         slots=args.slots,
@@ -163,6 +162,7 @@ def _run(args: argparse.Namespace, umask: int) -> int:
 
 def _directory(args: argparse.Namespace) -> Path | None:
     """The session directory that the flags name; None to work without one."""
+    from jobflow_worker.messages import is_label
     from jobflow_worker.pointers import session_directory
 
     if args.worker_id is not None and not is_label(args.worker_id):
@@ -178,7 +178,7 @@ def _directory(args: argparse.Namespace) -> Path | None:
         directory = session_directory(named)
         if directory is None:
             raise WorkerError(
-                f"There is no session {named!r} for this user on {platform.node()}. Name it as "
+                f"There is no session {named!r} for this user on {os.uname().nodename}. Name it as "
                 "`jobflowd start` printed it, or give its directory.",
                 5,
             )
@@ -204,6 +204,8 @@ def _json_object(text: str) -> dict[str, object]:
 
 def _label(text: str) -> str:
     """A readable part for the identity, made of what is known."""
+    from jobflow_worker.messages import is_label
+
     label = re.sub(r"[^A-Za-z0-9._-]", "-", text)[:40].strip("-._")
     return label if is_label(label) else "worker"
 

@@ -13,8 +13,13 @@ import gc
 YOUNG = 100_000
 
 
+def stop() -> None:
+    """Not at all until `calm`: imports make thousands of objects and drop next to none of them."""
+    gc.disable()
+
+
 def calm() -> None:
     """Collect rarely, and never again look at what is there now: modules, classes, settings."""
-    gc.collect()
     gc.freeze()
     gc.set_threshold(YOUNG, 20, 50)
+    gc.enable()

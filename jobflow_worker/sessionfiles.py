@@ -18,7 +18,6 @@ import errno
 import json
 import os
 import re
-import secrets
 import stat
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -211,7 +210,7 @@ def write_private(path: Path, data: bytes, *, fsync: bool = True) -> None:
     (beacons, mailboxes: their next version comes in seconds) only a crash of this process.
     Raises OSError; a file that was there stays whole then.
     """
-    temporary = path.parent / f".{path.name}.{secrets.token_hex(6)}"
+    temporary = path.parent / f".{path.name}.{os.urandom(6).hex()}"
     fd = os.open(temporary, _OPEN_NEW, 0o600)
     try:
         try:

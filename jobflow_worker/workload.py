@@ -10,18 +10,17 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from statistics import median
 
 from jobflow_worker import limits
 from jobflow_worker.messages import Assignment, Held
 
 #: Work that lies ready in a slot's pipeline: enough to hide the agent's own wake-up.
-PIPELINE_S = 0.05
+PIPELINE_S = 0.1
 #: Work that a worker holds beyond its slots: two flushes of its outcomes, so that short tasks share
 #: messages instead of having one each.
 AHEAD_S = 0.2
 #: The longest time, and the shortest worth it, for which nobody looks at slots with work ahead.
-REST_S_MAX = 0.02
+REST_S_MAX = 0.05
 REST_S_MIN = 0.001
 #: Attempts in one pipeline; each is a packet in a kernel buffer.
 PIPELINE_MAX = 64
@@ -135,7 +134,8 @@ class Workload:
         self._durations.append(duration_s)
         self._count += 1
         if self._median is None or self._count % 8 == 0:
-            self._median = median(self._durations)
+            ordered, middle = sorted(self._durations), len(self._durations) // 2
+            self._median = (ordered[middle] + ordered[~middle]) / 2
 
     @property
     def duration_s(self) -> float | None:

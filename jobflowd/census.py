@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Final, NamedTuple
 
 from jobflowd.forecast import Forecast
 
@@ -48,11 +50,15 @@ class TaskCounts:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerView:
+#: What a worker without tasks has.
+NO_PROGRESS: Final[Mapping[str, float]] = MappingProxyType({})
+
+
+class WorkerView(NamedTuple):
     """One worker; `state` is idle, busy, draining, quarantined or offline.
 
     `running` are the ids of the tasks that it runs now, `progress` of each (0 to 1) where known.
+    A tuple, because thousands of them are made for each answer.
     """
 
     worker_id: str
@@ -70,11 +76,10 @@ class WorkerView:
     time_left_s: float | None = None
     rss_bytes: int = 0
     reason: str = ""
-    progress: Mapping[str, float] = field(default_factory=dict)
+    progress: Mapping[str, float] = NO_PROGRESS
 
 
-@dataclass(frozen=True, slots=True)
-class LaunchView:
+class LaunchView(NamedTuple):
     """One launch; `worker_id` once its worker has registered."""
 
     launch_id: str

@@ -20,6 +20,8 @@ from jobflowd.wording import count
 
 #: A terminal's line is rewritten at most this often, a plain one printed at least this often.
 REWRITE_S = 0.5
+#: Without a terminal it is looked this often whether there is something new to print.
+LOOK_S = 2.0
 REPEAT_S = 60.0
 #: Failed tasks named in the summary, and the length of their lines.
 FAILURES_SHOWN = 5
@@ -33,17 +35,18 @@ class Progress:
         self._stream = stream if stream is not None else sys.stderr
         #: The line is rewritten in place, so that nobody else may write to the terminal.
         self.live = self._stream.isatty() and os.environ.get("TERM") != "dumb"
-        self._shown_at = float("-inf")
+        self._looked_at = self._shown_at = float("-inf")
         self._tenth = -1
         self._state = ""
         self._width = 0
 
     def due(self, now: float) -> bool:
         """True if a census taken now might be shown."""
-        return now - self._shown_at >= REWRITE_S
+        return now - self._looked_at >= (REWRITE_S if self.live else LOOK_S)
 
     def show(self, now: float, census: Census) -> None:
         """Show the census if it says something new."""
+        self._looked_at = now
         tasks = census.tasks
         ended = tasks.succeeded + tasks.failed + tasks.canceled
         tenth = 10 * ended // tasks.total if tasks.total else 0

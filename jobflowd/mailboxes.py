@@ -42,7 +42,9 @@ _RESTART_S_MAX: Final = 60.0
 #: A process that lived this long was well; the pause before the next one begins anew.
 _WELL_AFTER_S: Final = 60.0
 _READ_BYTES: Final = 262_144
-_READS_PER_RECEIVE: Final = 32
+#: Mail is taken in for about this long at a time, so that other peers and operators have their
+#: turn while a thousand workers write at once. Deciding and answering take twice as long again.
+_RECEIVE_S: Final = 0.008
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,7 @@ class MailboxClient:
         self._pipe: socket.socket | None = None
         self._epoll = select.epoll()
         self._decoder = mailpipe.Decoder()
+        self._notes: deque[Note] = deque()
         self._sending = memoryview(b"")
         self._waiting = False
         self._posts: dict[str, bytes] = {}
@@ -160,7 +163,7 @@ class MailboxClient:
 
     def next_deadline(self) -> float | None:
         """When to call `receive` at the latest (monotonic), or None."""
-        return self._restart_at
+        return 0.0 if self._notes else self._restart_at
 
     def close(self, linger_s: float = 2.0) -> None:
         """Let it finish what was asked, at most `linger_s`, and end it. Idempotent.
@@ -312,24 +315,33 @@ class MailboxClient:
         """What has come, bounded. Never raises for what a worker wrote."""
         if self._closed:
             return []
-        if self._pipe is None:
-            due = self._restart_at is not None and self._clock() >= self._restart_at
-            return self._restart() if due else []
         found: list[Mail] = []
         self._flush()
-        for _ in range(_READS_PER_RECEIVE):
-            try:
-                data = self._pipe.recv(_READ_BYTES)
-            except BlockingIOError:
-                break
-            except OSError:
-                data = b""
-            if not data:
-                found.append(self._lost("its pipe closed"))
-                break
-            for note in self._decoder.feed(data):
-                found += self._mail(note)
+        ends = self._clock() + _RECEIVE_S
+        while self._notes or self._read(found):
+            while self._notes:
+                found += self._mail(self._notes.popleft())
+                if self._clock() >= ends:
+                    return found
         return found
+
+    def _read(self, found: list[Mail]) -> bool:
+        """Take some of what the process said; False if there is nothing. May find that it ended."""
+        if self._pipe is None:
+            if self._restart_at is not None and self._clock() >= self._restart_at:
+                found += self._restart()
+            return False
+        try:
+            data = self._pipe.recv(_READ_BYTES)
+        except BlockingIOError:
+            return False
+        except OSError:
+            data = b""
+        if not data:
+            found.append(self._lost("its pipe closed"))
+            return False
+        self._notes.extend(self._decoder.feed(data))
+        return True
 
     def _mail(self, note: Note) -> list[Mail]:
         worker_id = note.worker_id

@@ -50,6 +50,8 @@ LIST_S_MAX: Final = 1.0
 SPOOL_LIST_S: Final = 60.0
 #: Readings that brought nothing are reported this often at most.
 SAME_S: Final = 0.25
+#: So many names go into one note: the daemon takes notes in until its time for that is over.
+SAME_PER_NOTE: Final = 500
 #: What a shared file server does not feel, and a burst for one pass over 5,000 mailboxes.
 OPENS_PER_S: Final = 2_000.0
 OPENS_BURST: Final = 5_000.0
@@ -345,7 +347,9 @@ class MailReader:
         """Readings without news, a few times a second: each wakes the daemon for a turn."""
         if self._same and now >= self._same_at:
             lines = [f"{name} {at!r}" for name, at in self._same.items()]
-            self._report(Note(mailpipe.SAME, data="\n".join(lines).encode()))
+            for first in range(0, len(lines), SAME_PER_NOTE):
+                data = "\n".join(lines[first : first + SAME_PER_NOTE]).encode()
+                self._report(Note(mailpipe.SAME, data=data))
             self._same.clear()
             self._same_at = now + SAME_S
 

@@ -20,7 +20,6 @@ from jobflow_worker.keyfile import CurveKeys
 from jobflow_worker.messages import Envelope, Register
 from jobflow_worker.sessionfiles import Beacon, SessionPaths, read_beacon
 from jobflow_worker.transport.base import Everything, Inbox, Link, Pollable
-from jobflow_worker.transport.fs import FsLink
 from jobflow_worker.transport.zmq import ZmqLink
 
 #: How often the beacon is read while the choice is open.
@@ -127,7 +126,7 @@ class AutoLink:
     def _use_mailbox(self, why: str) -> None:
         self._decided = True
         self._zmq.close(0)
-        self._link = FsLink(self._paths, self._worker_id, self._beacon.heartbeat_s, self._clock)
+        self._link = _mailbox(self._paths, self._worker_id, self._beacon, self._clock)
         self.notes.append(f"using the mailbox in the session directory: {why}")
         if self._everything is not None:
             self.send((), self._everything)
@@ -149,6 +148,15 @@ class AutoLink:
         self._link.close(linger_s)
 
 
+def _mailbox(
+    paths: SessionPaths, worker_id: str, beacon: Beacon, clock: Callable[[], float]
+) -> Link:
+    """The other link, imported by those who use it: with OpenSSL's hashes, 4 ms of a start."""
+    from jobflow_worker.transport.fs import FsLink
+
+    return FsLink(paths, worker_id, beacon.heartbeat_s, clock)
+
+
 def open_link(
     mode: str,
     paths: SessionPaths | None,
@@ -163,7 +171,7 @@ def open_link(
     "fs" raises ValueError, as any other mode does.
     """
     if mode == "fs" and paths is not None:
-        return FsLink(paths, worker_id, beacon.heartbeat_s, clock)
+        return _mailbox(paths, worker_id, beacon, clock)
     if mode == "auto" and paths is not None:
         auto = AutoLink(paths, beacon, worker_id, clock, keys)
         auto.open()

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -35,6 +34,10 @@ _RETRY_S_MIN: Final = 0.05
 _RETRY_S_MAX: Final = 5.0
 #: A torn file is looked at again this often before it is complained about.
 _TORN_PATIENCE: Final = 3
+
+
+def _random_62_bits() -> int:
+    return int.from_bytes(os.urandom(8), "big") >> 2
 
 
 class FsLink:
@@ -65,7 +68,7 @@ class FsLink:
         self._full = False
         self._pace = mailfile.IDLE
         # A random start: the serial differs from that of any earlier writer under this name.
-        self._serial = secrets.randbits(62)
+        self._serial = _random_62_bits()
         self._unsent: Everything | None = None
         self._retry_s = _RETRY_S_MIN
         self._retry_at = 0.0
@@ -222,7 +225,7 @@ def write_spool(paths: SessionPaths, worker_id: str, outbox: Sequence[Envelope])
     except KeyFileError as error:
         raise PermissionError(errno.EACCES, str(error)) from None
     frames, _, cut = fit_mailbox(outbox)
-    content = mailfile.pack(frames, secrets.randbits(62), mailfile.IDLE)
+    content = mailfile.pack(frames, _random_62_bits(), mailfile.IDLE)
     sealed = mailfile.Seal(key.mail_secret.encode()).put(content, f"spool/{worker_id}")
     write_private(paths.spool / worker_id, sealed)
     return not cut

@@ -17,14 +17,14 @@ Rules
 
 from __future__ import annotations
 
-import random
+import os
 import socket
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import zmq
-from zmq.utils.monitor import parse_monitor_message
 
 from jobflow_worker import limits
 from jobflow_worker.keyfile import CurveKeys
@@ -161,7 +161,7 @@ class ZmqLink:
         sock: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
         harden(sock)
         sock.setsockopt(zmq.IMMEDIATE, 1)
-        pause_s = limits.SOCKET_RECONNECT_S + random.random() * limits.SOCKET_RECONNECT_JITTER_S
+        pause_s = limits.SOCKET_RECONNECT_S + _any_share() * limits.SOCKET_RECONNECT_JITTER_S
         sock.setsockopt(zmq.RECONNECT_IVL, int(pause_s * 1_000))
         sock.setsockopt(zmq.RECONNECT_IVL_MAX, limits.SOCKET_RECONNECT_S_MAX * 1_000)
         if self._keys is not None:
@@ -306,6 +306,11 @@ def _send_all(sock: zmq.Socket[bytes], frames: list[bytes]) -> bool:
     return True
 
 
+def _any_share() -> float:
+    """At random, from 0 to 1."""
+    return int.from_bytes(os.urandom(4), "big") / 2**32
+
+
 def _handshakes(monitor: zmq.Socket[Any] | None) -> list[int]:
     """What the handshakes came to since last asked."""
     events: list[int] = []
@@ -314,7 +319,8 @@ def _handshakes(monitor: zmq.Socket[Any] | None) -> list[int]:
             parts = monitor.recv_multipart(zmq.DONTWAIT)
         except zmq.Again:
             break
-        events.append(int(parse_monitor_message(parts)["event"]))
+        # As zmq.utils.monitor does, which would bring asyncio and ssl into each agent.
+        events.append(int.from_bytes(parts[0][:2], sys.byteorder))
     return events
 
 

@@ -49,7 +49,7 @@ def test_a_worker_that_chooses_files_though_tcp_is_there(world: World) -> None:
     daemon = world.start(*NONE, mode="auto", n=4)
     world.worker("--mode", "fs")
     world.ended(daemon, 0)
-    assert "1 slot(s), fs" in world.text_of_log()
+    assert "1 slot, fs" in world.text_of_log()
 
 
 def test_a_worker_that_cannot_connect_uses_its_mailbox(world: World) -> None:
@@ -57,7 +57,7 @@ def test_a_worker_that_cannot_connect_uses_its_mailbox(world: World) -> None:
     daemon = world.start(*NONE, "--manager-host", "192.0.2.1", mode="auto", n=2)
     worker = world.worker()
     world.ended(daemon, 0)
-    assert "1 slot(s), fs" in world.text_of_log()
+    assert "1 slot, fs" in world.text_of_log()
     assert "mailbox" in worker.stderr.read_text()
 
 

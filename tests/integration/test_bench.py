@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from bench.__main__ import SUITE, table
 from bench.idle import file_calls
 from bench.measure import Result, Target
+from bench.worker_start import AGENT, CHILD, metadata_calls
 
 ROOT = Path(__file__).parent.parent.parent
 KEYS = {
@@ -117,3 +119,34 @@ def test_calls_are_read_from_the_table_of_strace() -> None:
 100.00    0.000150           3        50         5 total
 """
     assert file_calls(summary) == {"newfstatat": 30, "openat": 20}
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
+def test_the_imports_of_a_worker_stay_within_their_budget() -> None:
+    """A thousand workers that start ask one file server for all of this at once.
+
+    Counted beyond a bare interpreter. Per module about five calls, so a dozen modules more fail.
+    """
+    bare = sum(metadata_calls("pass").values())
+    agent = sum(metadata_calls(AGENT).values()) - bare
+    child = sum(metadata_calls(CHILD).values()) - bare
+    assert agent <= 1000, "see python -m bench.worker_start and python -X importtime"
+    assert child <= 500
+
+
+def test_a_worker_imports_no_more_than_it_needs_to_start() -> None:
+    """Each of these was found there once, and took from two to thirty milliseconds."""
+    heavy = "asyncio ssl logging statistics tempfile shutil email urllib.request importlib.metadata"
+    code = f"{AGENT}; import sys; print(*(one for one in {heavy.split()!r} if one in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not done.stdout.split()
+
+
+def test_what_has_no_time_left_is_told_and_the_rest_kept(tmp_path: Path) -> None:
+    out = tmp_path / "found.json"
+    words = ("--quick", "--minutes", "0", "--only", "yardstick", "--out", str(out))
+    command = [sys.executable, "-m", "bench", *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "| yardstick | not run |" in out.with_suffix(".md").read_text()
+    assert json.loads(out.read_text())["results"][0]["failed"].startswith("not run")
