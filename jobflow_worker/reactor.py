@@ -11,6 +11,7 @@ Rules
 from __future__ import annotations
 
 import math
+import select
 import signal
 import socket
 import time
@@ -65,13 +66,17 @@ class Reactor:
         return taken
 
     def watch(self, interest: Mapping[Pollable, int]) -> None:
-        """Poll exactly these sockets and descriptors (and the signals)."""
+        """Poll exactly these sockets and descriptors (and the signals).
+
+        The flags are POLLIN and POLLOUT of `select`; zmq has another number for POLLOUT.
+        """
         for pollable in [one for one in self._interest if one not in interest]:
             self._poller.unregister(pollable)
             del self._interest[pollable]
         for pollable, flags in interest.items():
             if self._interest.get(pollable) != flags:
-                self._poller.register(pollable, flags)
+                writable = zmq.POLLOUT if flags & select.POLLOUT else 0
+                self._poller.register(pollable, flags & select.POLLIN | writable)
                 self._interest[pollable] = flags
 
     def wait(self, until: float | None) -> dict[Pollable, int]:

@@ -13,6 +13,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from jobflow_worker.reactor import Reactor
 from jobflowd import admin, api
 from jobflowd.admin import AdminServer, AlreadyServed, Request
 
@@ -201,6 +203,26 @@ def test_a_request_and_its_answer(server: AdminServer) -> None:
         assert (request.pid, request.uid) == (os.getpid(), os.getuid())
         server.answer(request.ticket, {"message": "yes"})
         assert read(client) == {"id": 7, "ok": True, "message": "yes"}
+
+
+def test_a_long_answer_comes_through_the_loop_of_the_daemon(server: AdminServer) -> None:
+    client = connect(server)
+    client.sendall(api.encode_call(1, "status", {}))
+    ((request,),) = (pump(server),)
+    server.answer(request.ticket, {"text": "x" * 1_000_000})
+    got = b""
+    client.setblocking(False)
+    with Reactor() as reactor:
+        while not got.endswith(b"\n"):
+            reactor.watch(server.interest())
+            ready = reactor.wait(time.monotonic() + 0.1)
+            before = len(got)
+            server.service([one for one in ready if isinstance(one, int)], 1.0)
+            with contextlib.suppress(BlockingIOError):
+                got += client.recv(1 << 20)
+            assert ready or len(got) > before, f"it stands still after {len(got)} bytes"
+    client.close()
+    assert len(got) > 1_000_000
 
 
 def test_a_line_may_come_in_pieces_and_several_in_one(server: AdminServer) -> None:
