@@ -10,6 +10,7 @@ Rules
 from __future__ import annotations
 
 import os
+import select
 import signal
 import sys
 import time
@@ -17,8 +18,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import zmq
 
 from jobflow_worker import collector, limits, processes
 from jobflow_worker.keyfile import CurveKeys, KeyFileError, worker_keys
@@ -155,11 +154,13 @@ class Agent:
         """One pass of the loop: wait, take events in, carry effects out."""
         assert self._link is not None
         session, link = self._session, self._link
-        interest = dict.fromkeys(link.sockets(), zmq.POLLIN)
+        interest = dict.fromkeys(link.sockets(), select.POLLIN)
         if (rest_s := session.work.rest_s()) > 0:
             self._reactor.watch(interest)
             self._reactor.wait(time.monotonic() + rest_s)
-        interest.update((slot.fileno(), zmq.POLLIN) for slot in self._slots if slot.fileno() >= 0)
+        interest.update(
+            (slot.fileno(), select.POLLIN) for slot in self._slots if slot.fileno() >= 0
+        )
         self._reactor.watch(interest)
         ready = self._reactor.wait(self._until(time.monotonic()))
         events: list[Event] = [

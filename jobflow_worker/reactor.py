@@ -82,7 +82,7 @@ class Reactor:
     def wait(self, until: float | None) -> dict[Pollable, int]:
         """Wait for input or for the time `until` (monotonic seconds; None: as long as allowed).
 
-        Returns what is ready, with its events. A signal ends the wait with an empty answer.
+        Returns what is ready, with the flags of zmq. A signal ends the wait with an empty answer.
         """
         pause_s = WAIT_S_MAX if until is None else until - self._clock()
         pause_ms = math.ceil(max(0.0, min(pause_s, WAIT_S_MAX)) * 1000)

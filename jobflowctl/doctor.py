@@ -30,14 +30,9 @@ _ON_NODES: Final = ("slurm", "lsf", "sge")
 
 def of_session(place: SessionPlace, output: Output) -> int:
     """Check what a session has on record; the exit code. Raises `CtlError`."""
-    from jobflow_worker.program import ProgramRef
-    from jobflow_worker.sessionfiles import SessionFileError, SessionPaths, SessionRecord
+    from jobflowctl.replaying import on_record
 
-    try:
-        record = SessionRecord.load(SessionPaths(place.dir).session_file)
-        ref = ProgramRef.from_json(record.program)
-    except (SessionFileError, ValueError) as error:
-        raise CtlError(str(error)) from None
+    record, ref = on_record(place)
     if record.settings.get("launcher") in _ON_NODES:
         words = ("--session-id", place.session, "--shared-dir", place.dir.parent)
         return _told(output, *_check(*words))
@@ -54,7 +49,13 @@ def of_configuration(file: Path, output: Output) -> int:
 
 def _here(output: Output, read: Path, look: Callable[[], list[str]]) -> int:
     """Where workers are processes of this machine: `look` finds the rest; the exit code."""
-    lines = [f"ok    {read} can be read", *look()]
+    from jobflow_worker.program import ProgramError
+
+    lines = [f"ok    {read} can be read"]
+    try:
+        lines += look()
+    except ProgramError as error:
+        lines += [f"FAIL  {safe(error.sentence)}", *_detail(error.detail)]
     bad = sum(line.startswith("FAIL") for line in lines)
     if not bad:
         lines.append("ok    workers run on this machine: there is no other to check")
@@ -80,30 +81,22 @@ def _settings(file: Path) -> dict[str, Any]:
 
 
 def _program(settings: Mapping[str, Any]) -> list[str]:
-    from jobflow_worker.program import ProgramError, resolve_program
+    from jobflow_worker.program import resolve_program
 
     named = settings.get("program")
     if not named:
         return ["FAIL  no program is named; give one in the configuration: program = 'FILE.py'"]
     args = settings.get("program_args")
-    try:
-        ref = resolve_program(str(named), Path.cwd())
-        return _first_task(ref, dict(args) if isinstance(args, Mapping) else {})
-    except ProgramError as error:
-        return [f"FAIL  {safe(error.sentence)}", *_detail(error.detail)]
+    ref = resolve_program(str(named), Path.cwd())
+    return _first_task(ref, dict(args) if isinstance(args, Mapping) else {})
 
 
 def _recorded(ref: ProgramRef, args: dict[str, Any]) -> list[str]:
-    from jobflow_worker.program import ProgramError
-
     try:
         os.chdir(ref.cwd)
     except OSError as error:
         return [f"FAIL  {ref.cwd}, where the run was started, cannot be entered: {error.strerror}"]
-    try:
-        return _first_task(ref, args)
-    except ProgramError as error:
-        return [f"FAIL  {safe(error.sentence)}", *_detail(error.detail)]
+    return _first_task(ref, args)
 
 
 def _first_task(ref: ProgramRef, args: dict[str, Any]) -> list[str]:

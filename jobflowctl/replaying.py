@@ -131,13 +131,18 @@ def _told(task_id: str, began: float, error: BaseException) -> dict[str, Any]:
     return {"ok": False, "task_id": task_id, "duration_s": took, "error": text}
 
 
-def _program(place: api.SessionPlace) -> TaskProgram:
-    """The session's program, made as a worker makes it."""
+def on_record(place: api.SessionPlace) -> tuple[SessionRecord, ProgramRef]:
+    """What a session was started with. Raises `CtlError`."""
     try:
         record = SessionRecord.load(SessionPaths(place.dir).session_file)
-        ref = ProgramRef.from_json(record.program)
+        return record, ProgramRef.from_json(record.program)
     except (SessionFileError, ValueError) as error:
         raise errors.CtlError(str(error)) from None
+
+
+def _program(place: api.SessionPlace) -> TaskProgram:
+    """The session's program, made as a worker makes it."""
+    record, ref = on_record(place)
     try:
         os.chdir(ref.cwd)
     except OSError as error:

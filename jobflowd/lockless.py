@@ -12,11 +12,13 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+from pathlib import Path
 from typing import Final
+
+from jobflow_worker.sessionfiles import SessionPaths
 
 #: For the URI of the database.
 DOTFILE: Final = "&vfs=unix-dotfile"
-_OWNER_RECORD: Final = "owner.json"
 
 
 def has_no_locks(path: str) -> bool:
@@ -43,7 +45,7 @@ def has_no_locks(path: str) -> bool:
 
 def make_way(path: str) -> None:
     """Remove the lock that a killed daemon of this session has left."""
-    if os.path.exists(os.path.join(os.path.dirname(path), _OWNER_RECORD)):
+    if SessionPaths(Path(path).parent).owner.exists():
         with contextlib.suppress(OSError):
             os.rmdir(f"{path}.lock")
 

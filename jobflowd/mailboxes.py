@@ -153,8 +153,7 @@ class MailboxClient:
         return (
             f"{count(self.foreign, 'foreign file was', 'foreign files were')} found among the"
             " mailboxes: something else writes into this session's directory."
-            f" Look at them in {self._paths.quarantine}, and remove "
-            "them",
+            f" Look at them in {self._paths.quarantine}, and remove them",
         )
 
     def fileno(self) -> int:

@@ -74,8 +74,8 @@ def lost_epoch(session: Session, epoch: int) -> int | None:
         raise StoreError(
             f"the database {session.db_path} {state}, but this session was started "
             f"{count(seen.epoch, 'time')}: it is an older copy, or not the one. Results since then"
-            " are not in it. Put "
-            "the newest database back, or go on from this one with --accept-rollback",
+            " are not in it. Put the newest database back, or go on from this one with"
+            " --accept-rollback",
             EXIT_CONFIG,
         )
     return seen.epoch

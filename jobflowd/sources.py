@@ -5,11 +5,10 @@ Decodes and names things; decides nothing. The daemon asks in this order, operat
 
 from __future__ import annotations
 
+import select
 import time
 from collections.abc import Callable, Collection
 from typing import Any
-
-import zmq
 
 from jobflow_worker.messages import Envelope, Register
 from jobflowd import events as ev
@@ -62,12 +61,12 @@ class Sources:
         interest: dict[Any, int] = {}
         interest.update(self._admin.interest())
         if self._transports.zmq is not None:
-            interest.update(dict.fromkeys(self._transports.zmq.sockets(), zmq.POLLIN))
-        interest[self._transports.mail.fileno()] = zmq.POLLIN
+            interest.update(dict.fromkeys(self._transports.zmq.sockets(), select.POLLIN))
+        interest[self._transports.mail.fileno()] = select.POLLIN
         if self._desk is not None:
-            interest[self._desk.wake_fd()] = zmq.POLLIN
+            interest[self._desk.wake_fd()] = select.POLLIN
         if self._generator is not None:
-            interest[self._generator.fileno()] = zmq.POLLIN
+            interest[self._generator.fileno()] = select.POLLIN
         return interest
 
     def next_deadline(self, now: float) -> float:

@@ -8,6 +8,17 @@ from typing import Any
 import pytest
 from pairing import Pair
 
+from jobflowd.store import Store
+
+
+@pytest.fixture
+def store() -> Iterator[Store]:
+    """An empty store in memory."""
+    opened = Store(":memory:")
+    opened.open()
+    yield opened
+    opened.close()
+
 
 @pytest.fixture
 def make_pair() -> Iterator[Callable[..., Pair]]:

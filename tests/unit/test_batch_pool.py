@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
-
-import pytest
 
 from jobflow_worker import limits
 from jobflow_worker.messages import Heartbeat, Register, Report, ShutdownAck
@@ -86,14 +83,6 @@ class Inside:
         self.hb += 1
         full = Report(self.core.book.epoch, self.hb, worker.seq, 1, 0, **report)
         self.turn(ev.Heard(worker.worker_id, 1 + self.hb, "zmq", Heartbeat(full)))
-
-
-@pytest.fixture
-def store() -> Iterator[Store]:
-    opened = Store(":memory:")
-    opened.open()
-    yield opened
-    opened.close()
 
 
 def test_absent_once_is_no_evidence_and_twice_is(store: Store) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 from test_batch_pool import Inside
 
@@ -13,14 +11,6 @@ from jobflowd.launchers.lsf import Lsf
 from jobflowd.launchers.slurm import Slurm
 from jobflowd.model import LaunchState, Worker
 from jobflowd.store import Store
-
-
-@pytest.fixture
-def store() -> Iterator[Store]:
-    opened = Store(":memory:")
-    opened.open()
-    yield opened
-    opened.close()
 
 
 def lost_worker(store: Store) -> tuple[Inside, str, Worker]:
