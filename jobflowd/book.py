@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
-from jobflow_worker.messages import Held
 from jobflowd.deadlines import Deadlines
 from jobflowd.effects import Effect, Turn
 from jobflowd.forecast import Pace
@@ -24,7 +23,6 @@ from jobflowd.model import (
     Facts,
     LaunchRecord,
     LaunchState,
-    PastAttempt,
     Snapshot,
     Story,
     Task,
@@ -209,12 +207,14 @@ class Book:
         changes = self.turn.changes
         changes.tasks[task.row] = task
         changes.moved.pop(task.row, None)
+        changes.assigned.pop(task.row, None)
 
     def touch_move(self, task: Task) -> None:
         """Only what `Changes.moved` names has changed."""
         changes = self.turn.changes
         if task.row not in changes.tasks:
             changes.moved[task.row] = task
+            changes.assigned.pop(task.row, None)
 
     def move_task(self, task: Task, state: TaskState) -> None:
         """Change a task's state; it leaves whatever collection held it.
@@ -337,8 +337,7 @@ class Book:
     def write_attempt(self, task: Task, row: AttemptRow) -> None:
         """Make an attempt's row durable; later events of this same turn see it, too."""
         self.turn.changes.attempts.append(row)
-        past = PastAttempt(row.worker, row.outcome, row.charged)
-        self.facts.attempts[Held(task.task_id, row.attempt)] = past
+        self.facts.attempts[task.task_id, row.attempt] = row
 
     def assign(self, worker: Worker, task: Task, seq: int) -> Attempting:
         """Give the next attempt of a ready task to a worker."""
@@ -346,6 +345,10 @@ class Book:
         task.issued += 1
         task.current = task.issued
         task.worker = worker.row
+        changes = self.turn.changes
+        if changes.moved.pop(task.row, None) is not None:
+            # Nothing else has changed, and the attempt is above all before it.
+            changes.assigned[task.row] = task
         attempting = Attempting(task, task.current, seq, self.now)
         worker.attempts[task.task_id] = attempting
         return attempting

@@ -113,22 +113,23 @@ class Coordinator:
             # It may have ended in an earlier life: its attempts and verdicts are under its row.
             asked.workers.append(event.worker_id)
         message = event.message
-        named: Iterable[Held] = ()
+        named: Iterable[tuple[str, int]] = ()
         if isinstance(message, TaskFinished | TaskFailed | TaskReturned):
             if worker is not None and outcomes.judged(worker, event.counter):
                 return  # Repeated until its verdict arrives: nothing of it is applied again.
-            named = (Held(item.task_id, item.attempt) for item in message.items)
+            named = ((item.task_id, item.attempt) for item in message.items)
         elif isinstance(message, Heartbeat | RequestWork):
             named = (*message.report.running, *message.report.waiting)
         elif isinstance(message, Register):
             named = message.held
-        for held in named:
-            attempting = worker.attempts.get(held.task_id) if worker is not None else None
-            if attempting is not None and attempting.attempt == held.attempt:
+        known = worker.attempts if worker is not None else {}
+        for task_id, attempt in named:
+            attempting = known.get(task_id)
+            if attempting is not None and attempting.attempt == attempt:
                 continue
-            asked.attempts.append(held)
-            if not self.book.knows(held.task_id):
-                asked.tasks.append(held.task_id)
+            asked.attempts.append(Held(task_id, attempt))
+            if not self.book.knows(task_id):
+                asked.tasks.append(task_id)
 
     # --- the turn -----------------------------------------------------------------------------
 
@@ -173,7 +174,7 @@ class Coordinator:
         """Rows read from disk become memory's objects: one object per task."""
         book = self.book
         if facts.ready or book.ready.hungry is not None:
-            book.ready.absorb(facts.ready, PAGE)
+            book.ready.absorb(facts.ready, PAGE, book.in_flight)
         for worker in facts.workers.values():
             book.know(worker)
         for task in facts.due:
@@ -325,7 +326,8 @@ class Coordinator:
                 if known.row >= self._first_new_row:
                     self._clash(one.task_id, known.row)
                     break
-                self._spec_changed(one, known.row, known.state)
+                waits = known.state is TaskState.QUEUED and one.task_id not in book.in_flight
+                self._spec_changed(one, known.row, waits=waits)
             else:
                 self._known_again += 1
 
@@ -364,9 +366,9 @@ class Coordinator:
         )
         self.book.effect(StopGenerator())
 
-    def _spec_changed(self, one: Definition, row: int, state: TaskState) -> None:
+    def _spec_changed(self, one: Definition, row: int, *, waits: bool) -> None:
         self._changed_specs += 1
-        if self.book.settings.on_spec_change == "update" and state is TaskState.QUEUED:
+        if self.book.settings.on_spec_change == "update" and waits:
             self.book.turn.changes.new_specs.append((row, one.spec_hash, one.spec))
 
     def _generation_ended(self, error: str | None, detail: str, *, ours: bool = False) -> None:

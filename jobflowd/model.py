@@ -319,7 +319,8 @@ class Facts:
     """The answers, read in one go before the turn. Absent keys mean: no such row."""
 
     tasks: dict[str, Task] = field(default_factory=dict)
-    attempts: dict[Held, PastAttempt] = field(default_factory=dict)
+    #: By task id and number; what this turn itself wrote is its whole row.
+    attempts: dict[tuple[str, int], PastAttempt | AttemptRow] = field(default_factory=dict)
     known: dict[str, Known] = field(default_factory=dict)
     workers: dict[str, Worker] = field(default_factory=dict)
     ready: list[Task] = field(default_factory=list)
@@ -338,14 +339,16 @@ class NewTask(NamedTuple):
 class Changes:
     """What one turn makes durable, in one transaction. Dicts coalesce by row.
 
-    A task is in one of two dicts: `tasks` writes its whole row, `moved` only what the common way
-    of a task changes (state, issued, current, deliveries, worker and times), at half the cost.
+    A task is in one of three dicts: `tasks` writes its whole row, `moved` only what the common way
+    of a task changes (state, issued, current, deliveries, worker and times), at half the cost, and
+    `assigned` only an item of a list (see `assignments.py`).
     """
 
     new_tasks: list[NewTask] = field(default_factory=list)
     new_specs: list[tuple[int, bytes, bytes]] = field(default_factory=list)
     tasks: dict[int, Task] = field(default_factory=dict)
     moved: dict[int, Task] = field(default_factory=dict)
+    assigned: dict[int, Task] = field(default_factory=dict)
     attempts: list[AttemptRow] = field(default_factory=list)
     results: list[ResultRow] = field(default_factory=list)
     workers: dict[int, Worker] = field(default_factory=dict)
@@ -358,13 +361,14 @@ class Changes:
     @property
     def all_tasks(self) -> dict[int, Task]:
         """Every task that is written, by row."""
-        return {**self.tasks, **self.moved}
+        return {**self.tasks, **self.moved, **self.assigned}
 
     @property
     def empty(self) -> bool:
         return not (
             self.tasks
             or self.moved
+            or self.assigned
             or self.processed
             or self.results
             or self.attempts

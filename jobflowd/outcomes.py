@@ -113,7 +113,7 @@ def standing(book: Book, worker: Worker, task: Task | None, attempt: int) -> str
         return "never"
     if current(worker, task, attempt):
         return "current"
-    past = book.facts.attempts.get(Held(task.task_id, attempt))
+    past = book.facts.attempts.get((task.task_id, attempt))
     if past is None or past.worker != worker.row:
         return "never"
     still = past.outcome in OPEN_OUTCOMES and attempt > task.late_until
@@ -332,7 +332,7 @@ def _charge(task: Task, budget: str, amount: int = 1) -> None:
 
 def _refund(book: Book, task: Task, attempt: int) -> None:
     """A real outcome of a given-up attempt came: what it was charged as lost is given back."""
-    past = book.facts.attempts.get(Held(task.task_id, attempt))
+    past = book.facts.attempts.get((task.task_id, attempt))
     if past is not None and past.charged:
         _charge(task, past.charged, -1)
         book.touch(task)

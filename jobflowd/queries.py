@@ -125,6 +125,7 @@ RESULT_BYTES_MAX: Final = 2 * 1024 * 1024
 def counts(store: Store) -> dict[str, int]:
     """Tasks by state word, with `total` and `held` (which are among the queued)."""
     found = dict.fromkeys(_words(TaskState), 0)
+    store.settle()
     for state, count in store.read("SELECT state, count(*) FROM tasks GROUP BY state"):
         found[TaskState(state).word] = count
     ((held,),) = store.read("SELECT count(*) FROM tasks WHERE held = 1")
@@ -137,6 +138,7 @@ def task_page(store: Store, after: str | None, limit: int, state: str | None = N
     *Live*: `progress`. `attempts` counts the deliveries that started or whose fate is unknown.
     """
     mark, size = _mark(after), _size(limit)
+    store.settle()
     if state is None:
         found = store.read(_TASKS_ALL, (mark, size + 1))
     elif state == HELD:
@@ -165,6 +167,7 @@ def task_detail(store: Store, task_id: str, *, max_losses: int) -> dict[str, Any
     `spec` is encoded bytes; `result` is encoded bytes, a `ResultFile` or None; `attempts` are in
     order, the newest 1,000. `max_losses` is the session's setting.
     """
+    store.settle()
     found = store.read(_TASK, (max_losses, task_id))
     if not found:
         return None
@@ -292,6 +295,7 @@ def failure_groups(store: Store) -> list[dict[str, Any]]:
 
 def ready_before(store: Store, task_id: str) -> int:
     """How many ready tasks are delivered before this one; counted up to `BEFORE_MAX`."""
+    store.settle()
     ((count,),) = store.read(_BEFORE, (task_id, BEFORE_MAX))
     return int(count)
 

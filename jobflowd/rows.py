@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
+from jobflowd import assignments
 from jobflowd.model import (
     AttemptRow,
     Changes,
@@ -301,7 +302,9 @@ def _launch_values(launch: LaunchRecord) -> Row:
 
 
 def _attempt_values(row: AttemptRow) -> Row:
-    # The last three are what programs and sites wrote.
+    # The last three are what programs and sites wrote: nothing, mostly.
+    if not (row.error or row.traceback or row.output_tail):
+        return row
     return (*row[:-3], clean(row.error), clean(row.traceback), clean(row.output_tail))
 
 
@@ -354,6 +357,8 @@ def statements(changes: Changes, signatures: Signatures) -> Iterator[tuple[str, 
         yield _TASK_UPDATE, [_task_values(row, task) for row, task in changes.tasks.items()]
     if changes.moved:
         yield _TASK_MOVE, [_move_values(row, task) for row, task in changes.moved.items()]
+    if changes.assigned:
+        yield assignments.INSERT, [(assignments.pack(changes.assigned.values()),)]
     if changes.new_specs:
         yield _SPEC_UPDATE, [(digest, spec, row) for row, digest, spec in changes.new_specs]
         yield _SPEC_SIZE_UPDATE, [(len(spec), row) for row, _, spec in changes.new_specs]

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final, Literal
 
 from jobflow_worker.messages import Held
-from jobflowd import dbfile, rows
+from jobflowd import assignments, dbfile, rows
 from jobflowd.dbfile import (
     EXIT_IO,
     EXIT_PERMISSION,
@@ -95,6 +95,7 @@ class Store:
         self._broken: StoreBroken | None = None
         self._stories = 0
         self._commits = 0
+        self._unsettled = 0
         self._signatures = Signatures()
 
     def open(self, *, patience_s: float = PATIENCE_S) -> None:
@@ -103,6 +104,8 @@ class Store:
             self._db = dbfile.connect(self.path, patience_s)
             known = self.read("SELECT text FROM signatures LIMIT ?", (SIGNATURES_MAX,))
             self._signatures.learn([text for (text,) in known])
+            ((self._unsettled,),) = self.read("SELECT count(*) FROM assignments")
+            self.settle()
 
     def close(self) -> None:
         """Bring everything into the one file and let go of it. Does nothing when broken."""
@@ -161,12 +164,27 @@ class Store:
                         f"{count(len(values), 'row')} to change, but {cursor.rowcount:,} there:"
                         f" {sql[:40]}... This is a bug."
                     )
+            unsettled = self._unsettled + len(changes.assigned)
+            if unsettled > assignments.ITEMS_MAX:
+                unsettled -= assignments.settle(cursor, unsettled // 2)
             self._stories += len(changes.stories)
             if self._stories >= STORIES_PRUNE_EVERY:
                 self._prune_stories(db)
+        self._unsettled = unsettled
         self._commits += 1
         if self._commits % LOG_LOOK_EVERY == 0 and self.path != MEMORY:
             self._look_at_log()
+
+    def settle(self) -> None:
+        """Bring every assignment into its task's row, for those who read tasks by their state.
+
+        On a full disk the rows stay as they are: such tasks are still called queued there.
+        """
+        if self._unsettled:
+            with contextlib.suppress(DiskFull):
+                with self._transaction() as db, contextlib.closing(db.cursor()) as cursor:
+                    assignments.settle(cursor)
+                self._unsettled = 0
 
     def _look_at_log(self) -> None:
         """Leave if the log is not brought into the database any more.
@@ -196,7 +214,8 @@ class Store:
         wall clock in seconds, now by default.
         """
         wall = time.time() if wall is None else wall
-        with self._transaction() as db:
+        with self._transaction() as db, contextlib.closing(db.cursor()) as cursor:
+            assignments.settle(cursor)
             epoch = int(self._meta(db).get("epoch", 0)) + 1
             db.execute(rows.META_REPLACE, ("epoch", json.dumps(epoch)))
             db.execute("UPDATE tasks SET due = NULL WHERE due IS NOT NULL")
@@ -216,6 +235,7 @@ class Store:
                 (wall - VERDICTS_KEPT_S,),
             )
             self._prune_stories(db)
+        self._unsettled = 0
         return self.load()
 
     def _requeue(self, db: sqlite3.Connection, wall: float) -> None:
@@ -239,6 +259,7 @@ class Store:
         in the middle of a life, after a failed commit; after `begin_epoch` no task is in flight.
         `workers` are those that have not ended or that a task of `held` or an open launch names.
         """
+        self.settle()
         ((top_task, top_order),) = self.read("SELECT max(id), max(order_no) FROM tasks")
         ((delayed,),) = self.read("SELECT count(*) FROM tasks WHERE due IS NOT NULL")
         return Snapshot(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 from jobflowd.model import Task
 
@@ -79,13 +79,16 @@ class Window:
             self._cut()
         return True
 
-    def absorb(self, page: Iterable[Task], limit: int) -> None:
-        """Take the page that follows the tail; a short page means that nothing is left on disk."""
+    def absorb(self, page: Iterable[Task], limit: int, assigned: Container[str] = ()) -> None:
+        """Take the page that follows the tail; a short page means that nothing is left on disk.
+
+        `assigned`: ids of tasks that have been handed out, whatever their rows say.
+        """
         count, last = 0, None
         for task in page:
             count += 1
             last = task.key
-            if task.task_id not in self._tasks:
+            if task.task_id not in self._tasks and task.task_id not in assigned:
                 self._add(task)
         self._tail = None if count < limit else last
 

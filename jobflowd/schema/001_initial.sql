@@ -63,7 +63,9 @@ CREATE TABLE tasks (
     time_request_s REAL,
     memory_bytes   INTEGER,
     spec_bytes     INTEGER NOT NULL,
-    worker         INTEGER REFERENCES workers (id),
+    -- No REFERENCES: it would be checked whenever a task ends, at a third of that update's cost; the
+    -- attempt's row, which each end writes too, has one.
+    worker         INTEGER,
     held           INTEGER NOT NULL DEFAULT 0,
     due            REAL, -- monotonic time of one daemon's life: cleared at every start
     solo           INTEGER NOT NULL DEFAULT 0,

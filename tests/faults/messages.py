@@ -133,6 +133,7 @@ class Crowd:
             "events": "SELECT count(*) FROM events",
         }
         rows = {name: int(self._store.read(sql)[0][0]) for name, sql in tables.items()}
+        self._store.settle()
         issued = int(self._store.read("SELECT sum(issued) FROM tasks")[0][0])
         return {
             "messages": self.messages,

@@ -72,6 +72,8 @@ class FastStore:
         self.processed: dict[int, dict[int, str]] = {}
         self.launches: dict[int, tuple[Any, ...]] = {}
         self.meta: dict[str, Any] = {}
+        #: Assignments whose rows still say something else.
+        self.lists: list[tuple[int, int, int | None]] = []
 
     # --- writing ------------------------------------------------------------------------------
 
@@ -116,7 +118,18 @@ class FastStore:
             for place in _MOVED:
                 values[place] = getattr(task, _TASK[place])
             self.tasks[row] = tuple(values)
+        self.lists += [(row, task.current, task.worker) for row, task in changes.assigned.items()]
         self._commit_rest(changes)
+
+    def settle(self) -> None:
+        """As `Store.settle`."""
+        for row, attempt, worker in self.lists:
+            task = Task(*self.tasks[row])
+            if task.issued < attempt:
+                task.state, task.worker = TaskState.ASSIGNED, worker
+                task.issued = task.current = attempt
+                self.tasks[row] = _task_row(task)
+        self.lists.clear()
 
     def _commit_rest(self, changes: Changes) -> None:
         for row, digest, spec in changes.new_specs:
@@ -139,6 +152,7 @@ class FastStore:
 
     def begin_epoch(self, recovery: Recovery = "adopt", *, wall: float) -> Snapshot:
         """As `Store.begin_epoch`."""
+        self.settle()
         self.meta["epoch"] = int(self.meta.get("epoch", 0)) + 1
         for row, values in list(self.tasks.items()):
             if values[_DUE] is None and values[_STATE] not in TASK_IN_FLIGHT and not values[_HELD]:
@@ -178,6 +192,7 @@ class FastStore:
 
     def load(self) -> Snapshot:
         """As `Store.load`."""
+        self.settle()
         counts: dict[TaskState, int] = {}
         alive: list[Task] = []
         delayed = 0

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from jobflow_worker.codec import decode_frame, encode_frame
+from jobflow_worker.codec import decode_body, decode_frame, encode_frame
 from jobflow_worker.messages import (
     MANAGER,
     WORKER,
@@ -30,7 +30,7 @@ from jobflowd import events as ev
 from jobflowd.book import Settings
 from jobflowd.coordinator import Coordinator
 from jobflowd.effects import Deliver, Post, Turn
-from jobflowd.model import Definition, Task, TaskState
+from jobflowd.model import Definition, Questions, Task, TaskState
 from jobflowd.store import Store
 
 HEARTBEAT_S, LEASE_S = 10.0, 60.0
@@ -238,9 +238,7 @@ class Pair:
         return found or self.from_disk([task_id])[task_id]
 
     def from_disk(self, task_ids: Iterable[str]) -> dict[str, Task]:
-        from jobflowd.model import Questions
-
-        return self.store.lookup(Questions(tasks=list(task_ids))).tasks
+        return as_stored(self.store, list(task_ids))
 
     def state(self, task_id: str) -> TaskState:
         return self.from_disk([task_id])[task_id].state
@@ -260,3 +258,17 @@ class Pair:
         """Every test ends with the walk over all invariants."""
         self.coordinator.book.check()
         self.store.close()
+
+
+def as_stored(store: Store, task_ids: list[str]) -> dict[str, Task]:
+    """What the database says of these tasks, lists of assignments included, without settling."""
+    tasks = store.lookup(Questions(tasks=task_ids)).tasks
+    by_row = {task.row: task for task in tasks.values()}
+    for (items,) in store.read("SELECT items FROM assignments ORDER BY id"):
+        flat = iter(decode_body(items))
+        for row, attempt, worker in zip(flat, flat, flat, strict=True):
+            task = by_row.get(row)
+            if task is not None and task.issued < attempt:
+                task.state, task.worker = TaskState.ASSIGNED, worker
+                task.issued = task.current = attempt
+    return tasks

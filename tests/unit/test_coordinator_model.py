@@ -26,7 +26,7 @@ from coordinator_rules import (
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from pairing import HEARTBEAT_S, LEASE_S, Pair
+from pairing import HEARTBEAT_S, LEASE_S, Pair, as_stored
 
 from jobflow_worker.messages import (
     Ack,
@@ -45,7 +45,7 @@ from jobflowd import events as ev
 from jobflowd.book import Settings
 from jobflowd.coordinator import Coordinator
 from jobflowd.effects import Deliver, Post, Turn
-from jobflowd.model import SOLO_WORKER, TASK_TERMINAL, Definition, Questions, TaskState
+from jobflowd.model import SOLO_WORKER, TASK_TERMINAL, Definition, TaskState
 from jobflowd.store import Store
 
 # --- the machine --------------------------------------------------------------------------------
@@ -365,7 +365,7 @@ class CoordinatorMachine(RuleBasedStateMachine):
 
     @invariant()
     def every_task_is_what_the_rules_say(self) -> None:
-        stored = self.store.lookup(Questions(tasks=list(self.model.tasks))).tasks
+        stored = as_stored(self.store, list(self.model.tasks))
         assert stored.keys() == self.model.tasks.keys()
         for task_id, entry in self.model.tasks.items():
             task = stored[task_id]

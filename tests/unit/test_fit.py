@@ -70,6 +70,7 @@ class Fitting(Inside):
         self.turn(ev.Heard(worker.worker_id, 100 + self.reports, "zmq", message))
 
     def state(self, task_id: str) -> TaskState:  # type: ignore[override]
+        self.store.settle()
         ((found,),) = self.store.read("SELECT state FROM tasks WHERE task_id = ?", (task_id,))
         return TaskState(found)
 

@@ -461,7 +461,7 @@ def test_the_schema_without_strict_tables_is_valid_sql() -> None:
         db.executescript(old)
     tables = db.execute("SELECT count(*) FROM sqlite_master WHERE type = 'table'").fetchone()
     db.close()
-    assert tables == (11,)
+    assert tables == (12,)
 
 
 def test_a_store_that_is_not_open_says_so() -> None:

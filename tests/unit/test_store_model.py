@@ -7,6 +7,7 @@ import copy
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from pairing import as_stored
 
 from jobflowd.model import (
     LAUNCH_OVER,
@@ -117,15 +118,22 @@ class StoreMachine(RuleBasedStateMachine):
             if self.tasks
             else ()
         ):
-            task = changes.tasks[row] = self.tasks[row]
+            task = self.tasks[row]
+            waits = task.state is TaskState.QUEUED and not task.held and task.due is None
+            if waits and data.draw(st.booleans()):
+                task.state, task.worker = TaskState.ASSIGNED, data.draw(self._worker_rows())
+                task.issued = task.current = task.issued + 1
+                changes.assigned[row] = task
+                continue
+            changes.tasks[row] = task
             task.state = data.draw(st.sampled_from(TaskState))
             queued = task.state is TaskState.QUEUED
             task.held = queued and data.draw(st.booleans())
             task.due = data.draw(times) if queued and not task.held else None
             in_hand = task.held or task.state in TASK_IN_FLIGHT
-            task.worker = data.draw(st.sampled_from(sorted(self.workers))) if in_hand else None
+            task.worker = data.draw(self._worker_rows()) if in_hand else None
             task.solo = data.draw(st.booleans())
-            task.issued, task.current = data.draw(small), data.draw(small)
+            task.issued, task.current = task.issued + data.draw(small), data.draw(small)
             task.failures, task.losses = data.draw(small), data.draw(small)
             task.deliveries, task.walltimes = data.draw(small), data.draw(small)
             task.started_at, task.finished_at = data.draw(times), data.draw(times)
@@ -137,6 +145,9 @@ class StoreMachine(RuleBasedStateMachine):
                 spec = data.draw(specs)
                 changes.new_specs.append((row, b"n" * 16, spec))
                 self.specs[row], task.spec_bytes = spec, len(spec)
+
+    def _worker_rows(self) -> st.SearchStrategy[int]:
+        return st.sampled_from(sorted(self.workers))
 
     def _change_workers(self, data: st.DataObject, changes: Changes) -> None:
         for row in data.draw(st.lists(st.integers(1, 4), max_size=2, unique=True)):
@@ -192,7 +203,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     # --- checks ---------------------------------------------------------------------------------
 
-    @invariant()
+    @rule()
     def what_is_loaded_is_what_was_committed(self) -> None:
         loaded = self.store.load()
         held = [t for t in self.tasks.values() if t.held or t.state in TASK_IN_FLIGHT]
@@ -218,11 +229,12 @@ class StoreMachine(RuleBasedStateMachine):
     def every_task_is_found_as_it_is(self) -> None:
         ids = [task.task_id for task in self.tasks.values()]
         facts = self.store.lookup(Questions(ids, [], ids, [], START, 1000, 3e9, 1000))
-        assert facts.tasks == {task.task_id: task for task in self.tasks.values()}
+        assert as_stored(self.store, ids) == {task.task_id: task for task in self.tasks.values()}
         assert self.store.specs(list(self.tasks)) == self.specs
         free = [t for t in self.tasks.values() if t.state is TaskState.QUEUED and not t.held]
         ready = [task for task in free if task.due is None]
-        assert facts.ready == sorted(ready, key=lambda task: task.key)
+        found = [one for one in facts.ready if self.tasks[one.row].state is TaskState.QUEUED]
+        assert found == sorted(ready, key=lambda task: task.key)
         assert {task.row for task in facts.due} == {t.row for t in free if t.due is not None}
 
 
