@@ -14,6 +14,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any, Final, Literal
 
 from jobflow_worker.messages import Held
@@ -158,15 +159,15 @@ class Store:
         # Closed in any case: a cursor that lives on in a traceback keeps the file locked.
         with self._transaction() as db, contextlib.closing(db.cursor()) as cursor:
             for sql, values in rows.statements(changes, self._signatures):
-                cursor.executemany(sql, values)
+                _run(cursor, sql, values)
                 if sql.startswith("UPDATE") and cursor.rowcount != len(values):
                     raise ChangesRefused(
                         f"{count(len(values), 'row')} to change, but {cursor.rowcount:,} there:"
                         f" {sql[:40]}... This is a bug."
                     )
-            unsettled = self._unsettled + len(changes.assigned)
-            if unsettled > assignments.ITEMS_MAX:
-                unsettled -= assignments.settle(cursor, unsettled // 2)
+            unsettled = self._unsettled
+            if changes.assigned:
+                unsettled += assignments.note(cursor, changes.assigned.values(), unsettled)
             self._stories += len(changes.stories)
             if self._stories >= STORIES_PRUNE_EVERY:
                 self._prune_stories(db)
@@ -398,3 +399,15 @@ class Store:
             db.execute("ROLLBACK")
         except sqlite3.Error as error:
             raise self._failed(error) from error
+
+
+def _run(cursor: sqlite3.Cursor, sql: str, values: Sequence[rows.Row]) -> None:
+    """One statement for all rows; as few runs of it as its text allows."""
+    wide = rows.WIDE.get(sql)
+    if wide is not None:
+        together = len(values) - len(values) % rows.ROWS_AT_ONCE
+        for start in range(0, together, rows.ROWS_AT_ONCE):
+            part = values[start : start + rows.ROWS_AT_ONCE]
+            cursor.execute(wide, list(chain.from_iterable(part)))
+        values = values[together:]
+    cursor.executemany(sql, values)

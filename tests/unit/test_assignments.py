@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from pairing import Pair
 
-from jobflow_worker.codec import encode_body
 from jobflowd import assignments, queries
 from jobflowd import events as ev
 from jobflowd.dbfile import DiskFull
@@ -135,8 +134,3 @@ def test_the_spec_of_a_task_that_is_out_is_not_changed(pair: Pair) -> None:
     other = Definition("a", b"\x81\xa1x\x01", b"other hash 16 by", 2, 0, None, None, None)
     pair.turn(ev.Generated((other,)))
     assert pair.store.specs([1])[1] != other.spec
-
-
-def test_the_items_of_a_list_are_three_numbers_each() -> None:
-    task = Task(7, "t", TaskState.ASSIGNED, 0, 1, issued=2, current=2, worker=5)
-    assert assignments.pack([task]) == encode_body([7, 2, 5])

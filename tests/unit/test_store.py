@@ -182,6 +182,20 @@ def test_a_second_result_of_a_task_is_refused(memory: Store) -> None:
     assert memory.read("SELECT body FROM task_results") == [(b"first",)]
 
 
+@pytest.mark.parametrize("count", [1, 59, 60, 61, 133])
+def test_any_number_of_rows_is_written_together(memory: Store, count: int) -> None:
+    memory.commit(new_tasks(*[0] * count))
+    every = range(1, count + 1)
+    attempts = [AttemptRow(row, 1, 1, 0.5, 2.0, "succeeded", "", "") for row in every]
+    results = [ResultRow(row, 1, b"%d" % row, None, None, None) for row in every]
+    memory.commit(Changes(attempts=attempts, results=results))
+    assert memory.read("SELECT task, attempt FROM attempts") == [(row, 1) for row in every]
+    assert memory.read("SELECT * FROM task_results") == [tuple(one) for one in results]
+    with pytest.raises(ChangesRefused):
+        memory.commit(Changes(attempts=[attempts[0]._replace(attempt=9)], results=results[-1:]))
+    assert memory.read("SELECT count(*) FROM attempts") == [(count,)]
+
+
 def test_a_change_of_a_row_that_is_not_there_is_refused(memory: Store) -> None:
     with pytest.raises(ChangesRefused):
         change(memory, Task(9, "t9", TaskState.QUEUED, 0, 9))
