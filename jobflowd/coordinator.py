@@ -271,7 +271,7 @@ class Coordinator:
                     book.deadlines.set("end", book.now + CANCEL_GRACE_S)
                 case "end":
                     book.finished = operators.exit_code(book)
-                case _:  # "due", "plan" and "pulse" only wake the loop: their work is every turn's.
+                case _:  # The others only wake the loop: their work is every turn's.
                     pass
 
     def _hold_ended(self) -> None:
