@@ -23,7 +23,7 @@ import zmq
 
 from jobflow_worker import limits
 from jobflow_worker.codec import decode_frame, encode_frame
-from jobflow_worker.messages import MANAGER, WORKER, Envelope, Reject, is_worker_id
+from jobflow_worker.messages import MANAGER, WORKER, Envelope, Outcome, Reject, is_worker_id
 from jobflow_worker.transport.framing import to_frames
 from jobflow_worker.transport.zmq import harden
 from jobflowd.zap import Gate, HolderOf
@@ -157,12 +157,14 @@ class ZmqServer:
 
     # --- in ---------------------------------------------------------------------------------
 
-    def receive(self, limit: int) -> Received:
-        """At most `limit` frames. Never raises for what a peer sent."""
+    def receive(self, frames: int, outcomes: int | None = None) -> Received:
+        """At most so many frames, and no more once there are so many outcomes in them: some frames
+        have none, some a thousand. Never raises for what a peer sent."""
         received = Received()
+        counted = found = 0
         if self.gate is not None:
             received.complaints += self.gate.serve()
-        for _ in range(limit):
+        for _ in range(frames):
             now = self._clock()
             try:
                 parts = self.socket.recv_multipart(zmq.DONTWAIT, copy=False)
@@ -172,6 +174,14 @@ class ZmqServer:
                 break
             self._count(parts[0].bytes, now, received)
             self._take(parts, received)
+            found += sum(
+                len(one.message.items)
+                for one, _ in received.items[counted:]
+                if isinstance(one.message, Outcome)
+            )
+            counted = len(received.items)
+            if outcomes is not None and found >= outcomes:
+                break
         self.complained += len(received.complaints)
         del received.complaints[_COMPLAINTS_MAX:]
         return received

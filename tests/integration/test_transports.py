@@ -460,6 +460,30 @@ def test_drained_when_empty_or_when_all_had_their_turn() -> None:
             link.close()
 
 
+def test_no_more_is_taken_in_once_there_are_enough_outcomes(server: ZmqServer) -> None:
+    items = tuple(Finished(f"t{n}", 1, b"\x01", None, Usage(0.1, 0.1, 1), "") for n in range(10))
+    with closing(connected(server)) as link:
+        link.send([said(REGISTER)], lambda: [said(REGISTER)])
+        Ends(server).heard(link, 1)
+        for counter in range(2, 6):
+            link.send([said(TaskFinished(0, items), counter)], list)
+        counters: list[int] = []
+
+        def taken() -> int:
+            received = server.receive(100, 15)
+            if received.items:
+                assert len(received.items) <= 2, "enough after two frames"
+                counters.extend(one.counter for one, _ in received.items)
+            received = server.receive(100, 5)
+            if received.items:
+                assert len(received.items) == 1, "enough after the first"
+                counters.extend(one.counter for one, _ in received.items)
+            return len(counters)
+
+        until(lambda: taken() == 4)
+        assert counters == [2, 3, 4, 5]
+
+
 # --- binding ------------------------------------------------------------------------------------
 
 
