@@ -206,15 +206,14 @@ class Daemon:
         now = time.monotonic()
         events, self._pending = self._pending, []
         events += self._from_signals()
-        reads = sources.operators(ready, now, events)
+        for request in sources.operators(ready, now, events):
+            self._answer(request)
         sources.processes(ready, now, events)
         deadline = self._coordinator.next_deadline()
         due = deadline is not None and deadline <= now
         sources.workers(events, expiring=due)
         if events or due:
             self._turn(events)
-        for request in reads:
-            self._answer(request)
         self._keep_house(now)
         self._metrics.lag_s = time.monotonic() - now
         if self._exit_code is None and not self._recovery.degraded:

@@ -1,7 +1,7 @@
 """Questions that go deeper than a listing: explain, failures, results, logs, metrics, backup.
 
 Each returns the body of its answer, or a refusal (code, message, hint). Bounded, like every answer:
-pages, pieces of logs, groups. Used by `reading.py` alone, after the commit of a turn.
+pages, pieces of logs, groups. Used by `reading.py` alone, between turns.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Answers the reading verbs of the admin socket, from memory and from `queries.py`.
 
-Runs after the commit of a turn, so what it shows is durable. Every answer is paged.
+Runs between turns, so what it shows is durable. Every answer is paged.
 """
 
 from __future__ import annotations
