@@ -18,7 +18,7 @@ WINDOW_MAX = 20_000
 #: Below this many the next page is asked for.
 WINDOW_LOW = 5_000
 #: Rows in one page: bounds the time of one SELECT.
-PAGE = 5_000
+PAGE = 1_000
 
 Key = tuple[int, int]
 #: The row breaks ties of stale entries, so that tasks themselves are never compared.
