@@ -25,10 +25,12 @@ from jobflowd.store import Store
 
 _log = logs.get(__name__)
 
-#: Frames of workers taken in one pass: bounds the turn, and so how long an operator waits.
-FRAMES_PER_PASS = 256
+#: Frames of workers and outcomes in them that one pass takes in: bounds the turn, and so how long
+#: an operator waits. What is left makes the next pass begin at once.
+FRAMES_PER_PASS = 32
+OUTCOMES_PER_PASS = 250
 #: Batches of new tasks in one pass, for the same reason.
-BATCHES_PER_PASS = 4
+BATCHES_PER_PASS = 1
 
 Ready = Collection[Any]
 
@@ -83,7 +85,7 @@ class Sources:
     # --- operators ------------------------------------------------------------------------------
 
     def operators(self, ready: Ready, now: float, events: list[ev.Event]) -> list[Request]:
-        """Changing requests become events; reading ones are returned, for after the turn."""
+        """Changing requests become events; reading ones are returned, to be answered at once."""
         reads = []
         for request in self._admin.service([one for one in ready if isinstance(one, int)], now):
             if request.cmd in READS:
@@ -137,7 +139,7 @@ class Sources:
         complaints: list[str] = []
         server = self._transports.zmq
         if server is not None:
-            received = server.receive(FRAMES_PER_PASS)
+            received = server.receive(FRAMES_PER_PASS, OUTCOMES_PER_PASS)
             complaints += received.complaints
             events += [self._heard(one, "zmq", key) for one, key in received.items]
             if received.read_at is not None and (events or expiring):
