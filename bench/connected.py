@@ -5,7 +5,8 @@
 Simulated workers (`agents.py`) over real TCP sockets with CURVE and heartbeats of 10 s, in two
 processes. A value is the daemon's CPU in % of a core over a minute without tasks. `status_*_ms`
 are round trips of `status` asked every 50 ms: with nobody working, and while all of them do no-op
-tasks as fast as the daemon hands them out, so that both cores are more than full.
+tasks as fast as the daemon hands them out, so that both cores are more than full. `load_daemon_us`
+is the daemon's CPU for one of these tasks.
 """
 
 from __future__ import annotations
@@ -75,9 +76,11 @@ def one_run(workers: int, seconds: float, tasks: int, result: Result) -> None:
         idle_swarm = (sum(cpu_of(pid) for pid in pids) - before_swarm) / wall * 100
         at_rest = status_ms(rig, min(10.0, seconds))
         online = rig.online()
+        before = rig.cpu()
         began = rig.go()
         under_load = status_ms(rig, 300.0, 1 + tasks)
         rate = (rig.tasks("succeeded") - 1) / (time.monotonic() - began)
+        cost = (rig.cpu() - before).per(tasks)
         details = result.details
         details["joined_s"].append(round(joined_s, 2))
         details["online"].append(online)
@@ -86,6 +89,7 @@ def one_run(workers: int, seconds: float, tasks: int, result: Result) -> None:
         details["status_load_p99_ms"].append(round(quantile(under_load, 0.99), 2))
         details["status_load_p50_ms"].append(round(quantile(under_load, 0.5), 2))
         details["load_tasks_per_s"].append(round(rate))
+        details["load_daemon_us"].append(cost["daemon"])
         details["daemon_mib"].append(round(rig.memory().daemon / 2**20, 1))
         result.add(idle)
 
@@ -105,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "status_idle_p99_ms",
         "status_load_p99_ms",
     )
-    names += ("status_load_p50_ms", "load_tasks_per_s", "daemon_mib")
+    names += ("status_load_p50_ms", "load_tasks_per_s", "load_daemon_us", "daemon_mib")
     result.details = {"workers": workers, **{name: [] for name in names}}
     for _ in range(args.runs):
         one_run(workers, 2.0 if args.quick else 60.0, 2_000 if args.quick else 200_000, result)
