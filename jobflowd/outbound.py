@@ -51,6 +51,11 @@ def compose(book: Book, worker: Worker) -> Post | None:
     line = worker.line
     whole = line.repair or worker.transport == "fs"
     mark = worker.seen if whole else line.posted
+    if line.repair:
+        # Its time begins anew, or each report until it is seen would bring one more.
+        for attempting in worker.attempts.values():
+            if attempting.seq > mark:
+                attempting.sent_at = book.now
     numbered = _above(book, worker, mark)
     verdicts = worker.verdicts if whole else line.fresh_verdicts
     if line.answer or verdicts or whole:

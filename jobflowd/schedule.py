@@ -21,9 +21,9 @@ MAILBOX_SPEC_BYTES_MAX = limits.MAILBOX_BYTES_MAX // 2
 #: Tasks that did not fit a worker's time, after which it is not offered more in this turn.
 MISFITS_MAX = 100
 #: What one turn hands out, in tasks: bounds the turn, and so how long an operator waits.
-WORK_PER_TURN = 300
+WORK_PER_TURN = 1_000
 #: What one more worker costs: its report and its post are as much work as so many tasks.
-POST_WORK = 10
+POST_WORK = 60
 #: Tasks that a worker gets at once where others wait: enough to be worth their post.
 PIECE = 32
 

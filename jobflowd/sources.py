@@ -27,10 +27,11 @@ _log = logs.get(__name__)
 
 #: Frames of workers and outcomes in them that one pass takes in: bounds the turn, and so how long
 #: an operator waits. What is left makes the next pass begin at once.
-FRAMES_PER_PASS = 32
-OUTCOMES_PER_PASS = 250
-#: Batches of new tasks in one pass, for the same reason.
-BATCHES_PER_PASS = 1
+FRAMES_PER_PASS = 16
+OUTCOMES_PER_PASS = 500
+#: Batches of new tasks in one pass while workers are silent, and while they are not.
+BATCHES_PER_PASS = 4
+BATCHES_BESIDE_WORK = 1
 
 Ready = Collection[Any]
 
@@ -57,6 +58,7 @@ class Sources:
         #: Workers whose spool was handed over in this pass: done with once it is committed.
         self.spools: list[str] = []
         self.transports_ready = False
+        self._silent = True
 
     def interest(self) -> dict[Any, int]:
         """What to poll now."""
@@ -113,7 +115,7 @@ class Sources:
                 events += desk.reap()
         if generator is not None:
             generator.tick(now)
-            events += generator.receive(BATCHES_PER_PASS)
+            events += generator.receive(BATCHES_PER_PASS if self._silent else BATCHES_BESIDE_WORK)
             if generator.pid is None:
                 self.stop_generator()
 
@@ -142,6 +144,7 @@ class Sources:
             received = server.receive(FRAMES_PER_PASS, OUTCOMES_PER_PASS)
             complaints += received.complaints
             events += [self._heard(one, "zmq", key) for one, key in received.items]
+            self._silent = not received.items
             if received.read_at is not None and (events or expiring):
                 events.append(ev.MailRead(received.read_at))
         for mail in self._transports.mail.receive():

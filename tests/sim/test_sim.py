@@ -96,7 +96,7 @@ QUICK = (
 
 @pytest.mark.parametrize("name", QUICK)
 def test_a_planted_bug_is_found(name: str) -> None:
-    seed, how = find(name, seeds=100)
+    seed, how = find(name, seeds=200)
     assert seed is not None, how
 
 
