@@ -15,7 +15,6 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from jobflow_worker.messages import WORKER, Envelope, FromManager
 from jobflow_worker.outbox import Outgoing
 from jobflow_worker.program import ProgramRef
 from jobflow_worker.reactor import Reactor
+from jobflow_worker.record import Record
 from jobflow_worker.session import JOB_SIGNALS, Session
 from jobflow_worker.sessionfiles import Beacon, SessionPaths, read_beacon
 from jobflow_worker.slotevents import Settled, Unstarted
@@ -68,8 +68,7 @@ REFUSAL_PATIENCE_S = 60.0
 CLOSE_GRACE_S = 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
+class Options(Record):
     """What the command line and the session directory say. `paths` None: no session directory.
 
     `end_at`: when the batch job's time limit ends it (wall clock), if that is known.

@@ -21,13 +21,13 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from jobflow_worker import childwire, limits, processes
 from jobflow_worker.messages import Assignment, Held
 from jobflow_worker.program import ProgramRef
+from jobflow_worker.record import Record
 
 _READ_BYTES: Final = 256 * limits.KIB
 _SOCKET_BYTES: Final = 4 * limits.MIB
@@ -42,8 +42,7 @@ _SEE: Final = os.WEXITED | os.WNOHANG | os.WNOWAIT
 _FULL: Final = (errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM)
 
 
-@dataclass(frozen=True, slots=True)
-class ChildSetup:
+class ChildSetup(Record):
     """What a slot's child needs to know.
 
     `scratch_dir` exists and is on a local disk; each slot makes its own folder in it.

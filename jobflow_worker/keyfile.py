@@ -23,11 +23,11 @@ import os
 import re
 import stat
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from jobflow_worker.messages import HAND, is_label
+from jobflow_worker.record import Record, as_dict
 from jobflow_worker.sessionfiles import Beacon, SessionFileError, SessionPaths
 
 KEY_FILE_VERSION: Final = 1
@@ -49,28 +49,26 @@ class DamagedKeyError(KeyFileError):
     """Its content is not a key file's."""
 
 
-@dataclass(frozen=True, slots=True)
-class CurveKeys:
+class CurveKeys(Record, unshown=("secret",)):
     """A worker's pair and the manager's pinned public key, each 40 bytes of Z85."""
 
     server_public: bytes
     public: bytes
-    secret: bytes = field(repr=False)
+    secret: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class KeyFile:
+class KeyFile(Record, unshown=("client_secret",)):
     """One client's keys. `holder` is the launch that they were made for, or `HAND`."""
 
     session: str
     holder: str
     server_public: str
     client_public: str
-    client_secret: str = field(repr=False)
+    client_secret: str
     v: int = KEY_FILE_VERSION
 
     def encode(self) -> bytes:
-        return json.dumps(asdict(self), indent=1).encode() + b"\n"
+        return json.dumps(as_dict(self), indent=1).encode() + b"\n"
 
     def curve(self) -> CurveKeys:
         """For the socket."""
@@ -79,29 +77,27 @@ class KeyFile:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class ServerKeyFile:
+class ServerKeyFile(Record, unshown=("server_secret",)):
     """The manager's own pair."""
 
     session: str
     server_public: str
-    server_secret: str = field(repr=False)
+    server_secret: str
     v: int = KEY_FILE_VERSION
 
     def encode(self) -> bytes:
-        return json.dumps(asdict(self), indent=1).encode() + b"\n"
+        return json.dumps(as_dict(self), indent=1).encode() + b"\n"
 
 
-@dataclass(frozen=True, slots=True)
-class MailKeyFile:
+class MailKeyFile(Record, unshown=("mail_secret",)):
     """What mailbox files are sealed with, by the manager and all workers: 40 characters."""
 
     session: str
-    mail_secret: str = field(repr=False)
+    mail_secret: str
     v: int = KEY_FILE_VERSION
 
     def encode(self) -> bytes:
-        return json.dumps(asdict(self), indent=1).encode() + b"\n"
+        return json.dumps(as_dict(self), indent=1).encode() + b"\n"
 
 
 def key_path(paths: SessionPaths, holder: str) -> Path:

@@ -13,8 +13,9 @@ for people who read captures).
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 from typing import Final, NamedTuple
+
+from jobflow_worker.record import Record
 
 VERSION: Final = 1
 #: Whose key a worker by hand holds; no launch has this name.
@@ -150,8 +151,7 @@ SHUTDOWN_REASONS: Final = ("done", "scale", "shutdown", "drain", "program", "det
 # --- worker -> manager ------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Register:
+class Register(Record):
     """A worker introduces itself, and names the attempts that it already holds."""
 
     protocol_min: int
@@ -170,8 +170,7 @@ class Register:
     time_left_s: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+class Report(Record):
     """The whole truth about a worker, as of manager message `seen` of `epoch`.
 
     `same` set means: lists and progress are as in the last full report and left out. `brief` set:
@@ -198,46 +197,40 @@ class Report:
     brief: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Heartbeat:
+class Heartbeat(Record):
     """A report because it is time."""
 
     report: Report
 
 
-@dataclass(frozen=True, slots=True)
-class RequestWork:
+class RequestWork(Record):
     """The same report, sent early because there is room or something changed."""
 
     report: Report
 
 
-@dataclass(frozen=True, slots=True)
-class TaskFinished:
+class TaskFinished(Record):
     """Successes; stays in the outbox until a verdict comes."""
 
     floor: int
     items: tuple[Finished, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class TaskFailed:
+class TaskFailed(Record):
     """Failures; stays in the outbox until a verdict comes."""
 
     floor: int
     items: tuple[Failed, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class TaskReturned:
+class TaskReturned(Record):
     """Attempts handed back; stays in the outbox until a verdict comes."""
 
     floor: int
     items: tuple[Returned, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class ShutdownAck:
+class ShutdownAck(Record):
     """The worker is leaving, its outbox empty unless `reason` says otherwise."""
 
     reason: str
@@ -248,8 +241,7 @@ class ShutdownAck:
 # attention. A worker whose `seen` reaches `base` has no gap and moves `seen` up to `seq`.
 
 
-@dataclass(frozen=True, slots=True)
-class Welcome:
+class Welcome(Record):
     """The worker is registered. `again` set: it is unknown here and must register first."""
 
     epoch: int
@@ -263,8 +255,7 @@ class Welcome:
     manager_timeout_s: float = 900.0
 
 
-@dataclass(frozen=True, slots=True)
-class Assign:
+class Assign(Record):
     """Attempts to run, in order."""
 
     epoch: int
@@ -273,8 +264,7 @@ class Assign:
     items: tuple[Assignment, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Ack:
+class Ack(Record):
     """The answer to every report and every outcome message.
 
     `want_full`: the manager does not know the lists that a `same` report refers to.
@@ -288,8 +278,7 @@ class Ack:
     want_full: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Cancel:
+class Cancel(Record):
     """Attempts to stop (running ones are killed), with a reason for the record."""
 
     epoch: int
@@ -299,8 +288,7 @@ class Cancel:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Shutdown:
+class Shutdown(Record):
     """Leave: after the running tasks, or `now`. What is longer than `grace_s` is handed back."""
 
     epoch: int
@@ -311,8 +299,7 @@ class Shutdown:
     grace_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class Reject:
+class Reject(Record):
     """Final for this worker: a code of REJECT_CODES and a sentence for its user."""
 
     epoch: int
@@ -330,8 +317,7 @@ Message = FromWorker | FromManager
 Outcome = TaskFinished | TaskFailed | TaskReturned
 
 
-@dataclass(frozen=True, slots=True)
-class Envelope:
+class Envelope(Record):
     """One message with its addresses. `counter` and the sender's id make its msg_id."""
 
     role: str
@@ -340,4 +326,4 @@ class Envelope:
     counter: int
     ts: float
     message: Message
-    bad_items: int = field(default=0, compare=False)
+    bad_items: int = 0

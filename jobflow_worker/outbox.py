@@ -7,7 +7,6 @@ Pure. A message gets its counter when it is packed and keeps it: sent again it i
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import NamedTuple
 
 from jobflow_worker import limits
@@ -23,6 +22,7 @@ from jobflow_worker.messages import (
     TaskReturned,
     Verdict,
 )
+from jobflow_worker.record import replace
 
 #: Body bytes in one outcome message; a frame holds several of them.
 BODY_BYTES_MAX = limits.FRAME_BYTES_SPLIT // 2

@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
@@ -28,6 +27,7 @@ from jobflow_worker.author import (
     generate_task_id,
     set_current_attempt,
 )
+from jobflow_worker.record import Record, as_dict
 
 __all__ = [
     "CurrentAttempt",
@@ -68,8 +68,7 @@ class ProgramError(Exception):
         self.detail = detail
 
 
-@dataclass(frozen=True, slots=True)
-class ProgramRef:
+class ProgramRef(Record):
     """Where a program is, found once by the daemon and used by every process after it.
 
     `kind` is "file" or "module"; `path` the absolute file; `module` the dotted name or "";
@@ -86,12 +85,12 @@ class ProgramRef:
 
     def to_json(self) -> dict[str, str]:
         """A plain dict for JSON files."""
-        return {one.name: getattr(self, one.name) for one in fields(self)}
+        return as_dict(self)
 
     @classmethod
     def from_json(cls, value: Any) -> ProgramRef:
         """The inverse of `to_json`; raises ValueError for anything else."""
-        names = [one.name for one in fields(cls)]
+        names = cls.__match_args__
         if not isinstance(value, Mapping) or any(type(value.get(n)) is not str for n in names):
             raise ValueError(f"a program reference needs the texts {', '.join(names)}")
         if value["kind"] not in ("file", "module") or not os.path.isabs(value["path"]):

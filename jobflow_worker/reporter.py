@@ -5,11 +5,10 @@ Pure. Also keeps what only reports tell: whether the manager answers, and how fa
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from jobflow_worker import limits
 from jobflow_worker.messages import Ack, Heartbeat, Register, Report, RequestWork
 from jobflow_worker.outbox import Outbox, Outgoing
+from jobflow_worker.record import replace
 from jobflow_worker.vocabulary import BeaconSeen, Identity
 from jobflow_worker.workload import Workload
 

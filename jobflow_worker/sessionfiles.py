@@ -9,7 +9,8 @@ Rules
 * Readers open anew each time and trust nothing: links are not followed, a FIFO cannot block
   them, only regular files of the own user within a size limit are read.
 
-Used by the worker, the daemon and (read-only) the client. Imports nothing of ours but messages.
+Used by the worker, the daemon and (read-only) the client. Imports nothing of ours but messages
+and records.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ import os
 import re
 import stat
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
 from jobflow_worker.messages import is_label
+from jobflow_worker.record import Record, as_dict
 
 RECORD_VERSION: Final = 1
 BEACON_VERSION: Final = 1
@@ -55,8 +56,7 @@ class UnsafeFileError(SessionFileError):
     exit_code = 77
 
 
-@dataclass(frozen=True, slots=True)
-class SessionPaths:
+class SessionPaths(Record):
     """All names inside one session directory."""
 
     root: Path
@@ -301,15 +301,14 @@ def _read_to_end(path: Path | str, fd: int, limit: int) -> bytes:
 # --- session.json and beacon.json ---------------------------------------------------------------
 
 
-def _exact(kind: type[Any], data: Any) -> dict[str, Any]:
+def _exact(kind: type[Record], data: Any) -> dict[str, Any]:
     """The fields of `kind`, all of them; unknown ones (of a newer writer) are left out."""
     if type(data) is not dict:
         raise ValueError("not a JSON object")
-    names = [field.name for field in fields(kind)]
-    missing = [name for name in names if name not in data]
+    missing = [name for name in kind.__match_args__ if name not in data]
     if missing:
         raise ValueError(f"{missing[0]!r} is missing")
-    return {name: data[name] for name in names}
+    return {name: data[name] for name in kind.__match_args__}
 
 
 def _require(condition: bool, sentence: str) -> None:
@@ -325,8 +324,7 @@ def _is_number(value: object) -> bool:
     return type(value) in (int, float) and 0 <= value < 1e12  # type: ignore[operator]
 
 
-@dataclass(frozen=True, slots=True)
-class Beacon:
+class Beacon(Record):
     """What the daemon says of itself, in a file, every heartbeat.
 
     `epoch` counts the daemon's starts, `n` the beacons of this one: a worker sees that its
@@ -343,7 +341,7 @@ class Beacon:
     v: int = BEACON_VERSION
 
     def encode(self) -> bytes:
-        return json.dumps(asdict(self), ensure_ascii=True).encode() + b"\n"
+        return json.dumps(as_dict(self), ensure_ascii=True).encode() + b"\n"
 
     @classmethod
     def decode(cls, data: bytes) -> Beacon:
@@ -397,8 +395,7 @@ def write_beacon(path: Path, beacon: Beacon) -> None:
     write_private(path, beacon.encode(), fsync=False)
 
 
-@dataclass(frozen=True, slots=True)
-class SessionRecord:
+class SessionRecord(Record):
     """session.json: what this session is, as of its first start.
 
     `program` is `ProgramRef.to_json()`, `settings` the flags of the first start, `created_at`
@@ -416,7 +413,7 @@ class SessionRecord:
 
     def save(self, path: Path) -> None:
         """Write it durably. Raises OSError."""
-        text = json.dumps(asdict(self), indent=2, ensure_ascii=True)
+        text = json.dumps(as_dict(self), indent=2, ensure_ascii=True)
         write_private(path, text.encode() + b"\n")
 
     @classmethod

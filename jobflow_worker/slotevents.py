@@ -6,44 +6,38 @@ is the slot's number in its worker, from 0.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from jobflow_worker.messages import Failed, Finished, Held, Progress
+from jobflow_worker.record import Record
 
 
-@dataclass(frozen=True, slots=True)
-class SlotReady:
+class SlotReady(Record):
     """The slot's child has loaded the program and takes attempts; again after each restart."""
 
     slot: int
 
 
-@dataclass(frozen=True, slots=True)
-class Settled:
+class Settled(Record):
     """The running attempt has its outcome. The slot no longer holds it."""
 
     slot: int
     outcome: Finished | Failed
 
 
-@dataclass(frozen=True, slots=True)
-class Unstarted:
+class Unstarted(Record):
     """Attempts that were fed and certainly never began, in their order. No longer held."""
 
     slot: int
     attempts: tuple[Held, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Moved:
+class Moved(Record):
     """The latest progress of the running attempt."""
 
     slot: int
     progress: Progress
 
 
-@dataclass(frozen=True, slots=True)
-class SlotBroken:
+class SlotBroken(Record):
     """The slot cannot load the program and will not try again.
 
     `error` is one line, `traceback` what Python said, if anything. What was fed and never began

@@ -6,22 +6,19 @@ carries the effects out. Slot events have a module of their own, `slotevents.py`
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from jobflow_worker.messages import Assignment, FromManager, Held
 from jobflow_worker.outbox import Outgoing
+from jobflow_worker.record import Record
 from jobflow_worker.slotevents import SlotEvent
 
 
-@dataclass(frozen=True, slots=True)
-class Leave:
+class Leave(Record):
     """The node or the user wants the worker gone: a cause of RETURN_CAUSES."""
 
     cause: str
 
 
-@dataclass(frozen=True, slots=True)
-class BeaconSeen:
+class BeaconSeen(Record):
     """The beacon was read: its epoch, state, n and endpoints; None if it could not be."""
 
     epoch: int
@@ -30,61 +27,52 @@ class BeaconSeen:
     endpoints: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class NoBeacon:
+class NoBeacon(Record):
     """The beacon could not be read."""
 
 
 Event = FromManager | SlotEvent | Leave | BeaconSeen | NoBeacon
 
 
-@dataclass(frozen=True, slots=True)
-class Send:
+class Send(Record):
     """Messages that are new or due again; `Session.everything` is the whole mailbox."""
 
     fresh: tuple[Outgoing, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Feed:
+class Feed(Record):
     slot: int
     items: tuple[Assignment, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Recall:
+class Recall(Record):
     """Take back what the slot has not begun; the answer is an `Unstarted`."""
 
     slot: int
 
 
-@dataclass(frozen=True, slots=True)
-class Kill:
+class Kill(Record):
     """Stop this attempt, running or not; the answer is a `Settled` or an `Unstarted`."""
 
     slot: int
     held: Held
 
 
-@dataclass(frozen=True, slots=True)
-class ReadBeacon:
+class ReadBeacon(Record):
     """Read the beacon file; the answer is a `BeaconSeen` or `NoBeacon`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Reconnect:
+class Reconnect(Record):
     """The manager may be at these endpoints now."""
 
     endpoints: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Spool:
+class Spool(Record):
     """Leave the outbox in the session directory for the manager to find."""
 
 
-@dataclass(frozen=True, slots=True)
-class Exit:
+class Exit(Record):
     """The worker is through. `reason` is a sentence for its log."""
 
     code: int
@@ -94,8 +82,7 @@ class Exit:
 Effect = Send | Feed | Recall | Kill | ReadBeacon | Reconnect | Spool | Exit
 
 
-@dataclass(frozen=True, slots=True)
-class Identity:
+class Identity(Record):
     """What a Register says, as known at process start."""
 
     version: str

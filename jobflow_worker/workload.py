@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 
 from jobflow_worker import limits
 from jobflow_worker.messages import Assignment, Held
@@ -30,15 +29,17 @@ SHORT_S = 0.5
 DURATIONS_KEPT = 32
 
 
-@dataclass(slots=True)
 class Pipeline:
     """One slot: what was fed to it, in order. `since`: when its head began."""
 
-    ready: bool = False
-    broken: bool = False
-    fed: deque[Held] = field(default_factory=deque)
-    since: float = 0.0
-    recalling: bool = False
+    __slots__ = ("broken", "fed", "ready", "recalling", "since")
+
+    def __init__(self) -> None:
+        self.ready = False
+        self.broken = False
+        self.fed: deque[Held] = deque()
+        self.since = 0.0
+        self.recalling = False
 
 
 class Workload:

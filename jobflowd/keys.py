@@ -22,7 +22,6 @@ import contextlib
 import os
 import secrets
 from collections.abc import Collection, Iterable
-from dataclasses import replace
 from pathlib import Path
 
 import zmq
@@ -40,6 +39,7 @@ from jobflow_worker.keyfile import (
     server_key_path,
 )
 from jobflow_worker.messages import HAND
+from jobflow_worker.record import replace
 from jobflow_worker.sessionfiles import SessionPaths, write_private
 from jobflowd.zap import DOMAIN
 from jobflowd.zmqserver import CurveServer

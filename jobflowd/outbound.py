@@ -9,10 +9,9 @@ seen the mark has no gap.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from jobflow_worker import limits
 from jobflow_worker.messages import Ack, Cancel, FromManager, Held, Shutdown, Verdict, Welcome
+from jobflow_worker.record import replace
 from jobflowd.book import Book
 from jobflowd.effects import Deliver, Delivery, Post
 from jobflowd.model import Attempting, Worker, WorkerState

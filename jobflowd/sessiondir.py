@@ -15,6 +15,7 @@ Used by `daemon.py`. Refusals are `SessionError`, `ConfigError`, `ProgramError` 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import json
 import os
@@ -23,12 +24,12 @@ import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from jobflow_worker import __version__
 from jobflow_worker.program import ProgramRef, program_hash, resolve_program
+from jobflow_worker.record import replace
 from jobflow_worker.sessionfiles import (
     SessionFileError,
     SessionPaths,
@@ -85,7 +86,7 @@ class Identity(NamedTuple):
         return f"{program} with {args}"
 
 
-@dataclass(slots=True)
+@dataclasses.dataclass(slots=True)
 class Session:
     """An open session, owned by this process until `close`.
 
@@ -154,7 +155,7 @@ def open_session(
 # --- judging, without a trace -----------------------------------------------------------------
 
 
-@dataclass(slots=True)
+@dataclasses.dataclass(slots=True)
 class _Plan:
     """What a start is going to do, decided from what can be read."""
 
@@ -198,7 +199,7 @@ def _plan(config: StartConfig, cwd: Path) -> _Plan:
         program = _recorded_program(paths, old)
         config = configuration.with_recorded(config, old.settings)
         if config.is_default("program_args"):
-            config = replace(config, program_args=dict(old.program_args))
+            config = dataclasses.replace(config, program_args=dict(old.program_args))
     args = dict(config.program_args)
     if old is not None and not config.fresh:
         try:
@@ -207,7 +208,7 @@ def _plan(config: StartConfig, cwd: Path) -> _Plan:
             if not _is_empty(known_database(paths, old)):
                 raise
             # The first try named no task: whoever mends its arguments has nothing to lose.
-            config = replace(config, fresh=True)
+            config = dataclasses.replace(config, fresh=True)
             warnings.append(f"session {name} had no task yet; it begins anew as this start says")
     check_pointer(name, paths.root)
     filesystem, network_fs = filesystem_of(paths.root)
@@ -303,7 +304,7 @@ def _database(
         return config, paths.database
     if config.db_path is None:
         origins = {**config.origins, "db_path": configuration.SESSION}
-        return replace(config, db_path=known, origins=origins), known
+        return dataclasses.replace(config, db_path=known, origins=origins), known
     if old is not None and not config.fresh and config.db_path != known:
         raise SessionError(
             f"this session's database is {known}, and this start names {config.db_path}; leave "

@@ -49,6 +49,7 @@ PURE = frozenset(
         "limits",
         "messages",
         "outbox",
+        "record",
         "reporter",
         "session",
         "slotevents",

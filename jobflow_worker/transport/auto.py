@@ -12,12 +12,12 @@ Rules
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Final
 
 from jobflow_worker import limits
 from jobflow_worker.keyfile import CurveKeys
 from jobflow_worker.messages import Envelope, Register
+from jobflow_worker.record import replace
 from jobflow_worker.sessionfiles import Beacon, SessionPaths, read_beacon
 from jobflow_worker.transport.base import Everything, Inbox, Link, Pollable
 from jobflow_worker.transport.zmq import ZmqLink

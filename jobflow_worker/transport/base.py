@@ -7,8 +7,7 @@ one, and runs no thread. Times are monotonic seconds of the clock that it was gi
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import zmq
 
@@ -21,12 +20,11 @@ Pollable = zmq.Socket[Any] | int
 Everything = Callable[[], Sequence[Envelope]]
 
 
-@dataclass(slots=True)
-class Inbox:
+class Inbox(NamedTuple):
     """One bounded reading: valid envelopes for this worker, and a sentence for each fault."""
 
-    envelopes: list[Envelope] = field(default_factory=list)
-    complaints: list[str] = field(default_factory=list)
+    envelopes: list[Envelope]
+    complaints: list[str]
 
 
 class Link(Protocol):

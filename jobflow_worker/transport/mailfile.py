@@ -24,11 +24,11 @@ import hmac
 import struct
 import zlib
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from jobflow_worker import limits
+from jobflow_worker.record import Record
 from jobflow_worker.sessionfiles import read_private_unless
 
 _MAGIC: Final = b"JFMAIL"
@@ -59,11 +59,10 @@ class Forged(ValueError):
     """A whole mailbox file that nobody of this session wrote for this place."""
 
 
-@dataclass(frozen=True, slots=True)
-class Seal:
+class Seal(Record, unshown=("key",)):
     """The session's mail key at work. A place is a directory and a name: `in/<worker id>`."""
 
-    key: bytes = field(repr=False)
+    key: bytes
 
     def put(self, data: bytes, place: str) -> bytes:
         """The mailbox file's bytes, sealed for this place."""

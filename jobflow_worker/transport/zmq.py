@@ -21,7 +21,6 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import zmq
@@ -80,16 +79,18 @@ def harden(sock: zmq.Socket[bytes]) -> None:
         sock.setsockopt(zmq.IPV6, 1)
 
 
-@dataclass(slots=True)
 class _Candidate:
     """One address of the manager. `behind`: something was not sent, all must be."""
 
-    endpoint: str
-    sock: zmq.Socket[bytes]
-    behind: bool = False
-    monitor: zmq.Socket[Any] | None = None
-    refused: bool = False
-    noted: bool = False
+    __slots__ = ("behind", "endpoint", "monitor", "noted", "refused", "sock")
+
+    def __init__(self, endpoint: str, sock: zmq.Socket[bytes], behind: bool) -> None:
+        self.endpoint = endpoint
+        self.sock = sock
+        self.behind = behind
+        self.monitor: zmq.Socket[Any] | None = None
+        self.refused = False
+        self.noted = False
 
     def close(self, linger_ms: int = 0) -> None:
         if self.monitor is not None:
@@ -235,22 +236,22 @@ class ZmqLink:
             self._retry_at = now + self._retry_s
 
     def receive(self) -> Inbox:
-        inbox = Inbox(complaints=self._complaints)
-        self._complaints = []
+        complaints, self._complaints = self._complaints, []
+        envelopes: list[Envelope] = []
         self._watch_handshakes()
         self._catch_up(self._clock())
         for one in list(self._candidates):
             frames = _receive_some(one.sock)
-            envelopes, complaints = from_manager(frames, self._worker_id)
-            inbox.complaints += complaints
-            if not envelopes:
+            good, bad = from_manager(frames, self._worker_id)
+            complaints += bad
+            if not good:
                 continue
-            inbox.envelopes += envelopes
+            envelopes += good
             self._heard_since_reconnect = True
             if not self._heard:
                 self._choose(one)
                 break
-        return inbox
+        return Inbox(envelopes, complaints)
 
     def _choose(self, chosen: _Candidate) -> None:
         self._heard = True

@@ -13,7 +13,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,6 +39,7 @@ from jobflow_worker.messages import (
     Usage,
     Welcome,
 )
+from jobflow_worker.record import replace
 from jobflow_worker.sessionfiles import (
     Beacon,
     SessionFileError,

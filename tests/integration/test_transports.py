@@ -8,7 +8,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -35,6 +34,7 @@ from jobflow_worker.messages import (
     Usage,
     Welcome,
 )
+from jobflow_worker.record import replace
 from jobflow_worker.sessionfiles import Beacon, SessionPaths, write_beacon
 from jobflow_worker.transport.auto import AutoLink, open_link
 from jobflow_worker.transport.base import Inbox, Link
@@ -296,7 +296,7 @@ def test_nobody_there_costs_at_most_a_look_a_second(refusing: str) -> None:
             due = link.next_poll(now[0])
             assert due is not None
             now[0] = max(due, now[0] + 1e-6)
-            assert link.receive() == Inbox()
+            assert link.receive() == Inbox([], [])
             looks += 1
         assert looks < 80
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from peers import (
 
 from jobflow_worker.keyfile import CurveKeys
 from jobflow_worker.messages import MANAGER, Envelope, Reject, Welcome
+from jobflow_worker.record import replace
 from jobflow_worker.sessionfiles import SessionPaths
 from jobflowd import guard
 from jobflowd.keys import KeyRing

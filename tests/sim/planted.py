@@ -15,11 +15,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
 from jobflow_worker.outbox import Outbox, Outgoing
+from jobflow_worker.record import replace
 from jobflow_worker.session import Session
 from jobflowd import outcomes, pool, quarantine, reports, schedule
 from jobflowd.book import Book

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 
 import pytest
 
@@ -28,6 +27,7 @@ from jobflow_worker.messages import (
     Verdict,
     Welcome,
 )
+from jobflow_worker.record import replace
 from jobflow_worker.session import FAREWELL_S, Session
 from jobflow_worker.slotevents import Settled, SlotBroken, SlotReady, Unstarted
 from jobflow_worker.vocabulary import (
