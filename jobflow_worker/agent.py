@@ -22,7 +22,7 @@ from jobflow_worker import collector, limits, processes
 from jobflow_worker.keyfile import CurveKeys, KeyFileError, worker_keys
 from jobflow_worker.messages import WORKER, Envelope, FromManager
 from jobflow_worker.outbox import Outgoing
-from jobflow_worker.program import ProgramRef
+from jobflow_worker.programref import ProgramRef
 from jobflow_worker.reactor import Reactor
 from jobflow_worker.record import Record
 from jobflow_worker.session import JOB_SIGNALS, Session
@@ -101,7 +101,7 @@ class Agent:
     def __init__(self, options: Options) -> None:
         self._options = options
         self._session = Session(options.identity, manager_timeout_s=options.manager_timeout_s)
-        self._reactor = Reactor()
+        self._reactor = Reactor(zmq_sockets=options.mode != "fs")
         self._scratch = _scratch_directory()
         results = options.paths.results if options.paths is not None else self._scratch
         setup = ChildSetup(

@@ -29,7 +29,7 @@ from typing import IO, Any, Final
 
 from jobflow_worker import childwire, limits
 from jobflow_worker.author import CurrentAttempt, NonRetryable, TaskProgram, set_current_attempt
-from jobflow_worker.codec import Unencodable, decode_body, encode_body
+from jobflow_worker.body import Unencodable, decode_body, encode_body
 from jobflow_worker.processes import die_with_parent
 from jobflow_worker.program import ProgramError, ProgramRef, load_program, make_program
 

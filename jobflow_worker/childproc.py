@@ -26,7 +26,7 @@ from typing import Any, Final, NamedTuple
 
 from jobflow_worker import childwire, limits, processes
 from jobflow_worker.messages import Assignment, Held
-from jobflow_worker.program import ProgramRef
+from jobflow_worker.programref import ProgramRef
 from jobflow_worker.record import Record
 
 _READ_BYTES: Final = 256 * limits.KIB
@@ -242,7 +242,7 @@ class ChildProcess:
                 data = self._taker.recv(childwire.PACKET_BYTES_MAX, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 break
-            back.append(childwire.whose(data))
+            back.append(Held(*childwire.whose(data)))
         return back
 
     def end_input(self) -> None:

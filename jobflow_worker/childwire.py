@@ -6,6 +6,7 @@ Rules
   back whole packets that the child did not take. A spec over SPEC_INLINE_BYTES_MAX is a file in
   the slot's folder, because a packet must fit into the socket's buffer.
 * Child to agent: length-prefixed frames on a pipe, each written at once.
+* A child needs nothing of the protocol with the manager, so that is not imported here.
 * Both ends are one installation on one host: there are no versions here.
 """
 
@@ -14,11 +15,13 @@ from __future__ import annotations
 import os
 import struct
 import zlib
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from jobflow_worker import limits
-from jobflow_worker.codec import decode_body, encode_body
-from jobflow_worker.messages import Assignment, Held
+from jobflow_worker.body import decode_body, encode_body
+
+if TYPE_CHECKING:
+    from jobflow_worker.messages import Assignment
 
 #: Specs up to this size travel in the packet: a third of Linux's default socket buffer.
 SPEC_INLINE_BYTES_MAX: Final = 64 * limits.KIB
@@ -54,10 +57,10 @@ def packet(assignment: Assignment, spec_file: str | None) -> bytes:
     )
 
 
-def whose(data: bytes) -> Held:
+def whose(data: bytes) -> tuple[str, int]:
     """The attempt in a packet."""
     task_id, attempt, *_ = decode_body(data)
-    return Held(task_id, attempt)
+    return task_id, attempt
 
 
 def frame(*items: Any) -> bytes:

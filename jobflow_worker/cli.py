@@ -107,7 +107,7 @@ def _run(args: argparse.Namespace, umask: int) -> int:
     from jobflow_worker import batchjob
     from jobflow_worker.agent import Agent, Options
     from jobflow_worker.keyfile import worker_keys
-    from jobflow_worker.program import ProgramRef, program_hash, resolve_program
+    from jobflow_worker.programref import ProgramRef, program_hash, resolve_program
     from jobflow_worker.sessionfiles import Beacon, SessionPaths, SessionRecord
     from jobflow_worker.vocabulary import Identity
 

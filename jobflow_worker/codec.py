@@ -1,7 +1,7 @@
 """msgpack in and out, with limits before decoding: the only codec.
 
-Two uses: frames (lists of envelopes between worker and manager) and bodies (specs and results,
-encoded once in the child that made them). No other module imports msgpack.
+Two uses: frames (lists of envelopes between worker and manager), which are decoded here, and bodies
+(specs and results), which are `body.py`'s and whose names are here, too.
 """
 
 from __future__ import annotations
@@ -12,12 +12,11 @@ from typing import Any
 import msgpack
 
 from jobflow_worker import limits
+from jobflow_worker.body import Unencodable, decode_body, encode_body
 from jobflow_worker.messages import Envelope, Malformed
 from jobflow_worker.validation import from_wire, to_wire
 
-
-class Unencodable(TypeError):
-    """A value that msgpack cannot carry; the text names the place and the type."""
+__all__ = ["Unencodable", "decode_body", "decode_frame", "encode_body", "encode_frame"]
 
 
 def _no_extension(code: int, data: bytes) -> Any:
@@ -94,67 +93,3 @@ def decode_frame(frame: bytes, *, sent_by: str) -> tuple[list[Envelope], list[st
         if envelope.bad_items:
             complaints.append(f"{envelope.bad_items} invalid items in a message")
     return good, complaints
-
-
-def encode_body(value: Any) -> bytes:
-    """Encode a spec or a result, exactly as it will be read back.
-
-    Tuples become lists; everything else that would change on the way (non-text keys, sets,
-    arrays, integers over 64 bits) raises `Unencodable` naming its place.
-    """
-    try:
-        body: bytes = msgpack.packb(value, use_bin_type=True)
-    except (TypeError, ValueError, OverflowError, RecursionError):
-        raise Unencodable(_find_fault(value)) from None
-    fault = _bad_key(value)
-    if fault:
-        raise Unencodable(fault)
-    return body
-
-
-def decode_body(body: bytes) -> Any:
-    """What `encode_body` was given, tuples as lists. Bodies were checked when they were made."""
-    return msgpack.unpackb(body, raw=False, strict_map_key=True)
-
-
-def _bad_key(value: Any, place: str = "value", depth: int = 0) -> str | None:
-    """The first map key that would not come back, or nesting beyond the limit."""
-    if depth > limits.NESTING_MAX:
-        return f"{place} is nested more than {limits.NESTING_MAX} deep"
-    if type(value) is dict:
-        for key, inner in value.items():
-            if type(key) is not str:
-                return f"{place} has the key {key!r:.60}, which is not a text"
-            if type(inner) in (dict, list, tuple):
-                fault = _bad_key(inner, f"{place}[{key!r:.60}]", depth + 1)
-                if fault:
-                    return fault
-    elif type(value) in (list, tuple):
-        for index, inner in enumerate(value):
-            if type(inner) in (dict, list, tuple):
-                fault = _bad_key(inner, f"{place}[{index}]", depth + 1)
-                if fault:
-                    return fault
-    return None
-
-
-def _find_fault(value: Any, place: str = "value", depth: int = 0) -> str:
-    """Name the innermost part that msgpack refuses."""
-    if depth > limits.NESTING_MAX:
-        return f"{place} is nested more than {limits.NESTING_MAX} deep"
-    parts: Iterable[tuple[str, Any]] = ()
-    if isinstance(value, dict):
-        for key in value:
-            if type(key) is not str:
-                return f"{place} has the key {key!r:.60}, which is not a text"
-        parts = ((f"{place}[{key!r:.60}]", inner) for key, inner in value.items())
-    elif isinstance(value, list | tuple):
-        parts = ((f"{place}[{index}]", inner) for index, inner in enumerate(value))
-    for where, inner in parts:
-        try:
-            msgpack.packb(inner, use_bin_type=True)
-        except (TypeError, ValueError, OverflowError, RecursionError):
-            return _find_fault(inner, where, depth + 1)
-    if isinstance(value, int):
-        return f"{place} is an integer beyond 64 bits"
-    return f"{place} is of type {type(value).__module__}.{type(value).__qualname__}"

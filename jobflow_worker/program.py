@@ -1,10 +1,9 @@
-"""How a program is named, found, loaded and made; `author.py` is what the program itself sees.
+"""How a program is loaded and made; `author.py` is what the program itself sees.
 
 Rules
 -----
-* `resolve_program` runs no code of the user; it is for the daemon. `load_program` and
-  `make_program` do, so they are for processes that may die of it: the generator child and the
-  slots' children.
+* Everything here runs code of the user, so it is for processes that may die of it: the generator
+  child and the slots' children. What does not is `programref.py`'s, whose names are here, too.
 * Every fault of a program is a `ProgramError` with a sentence and an exit code of SPEC.md.
 """
 
@@ -12,8 +11,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Mapping
-from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
@@ -27,7 +24,16 @@ from jobflow_worker.author import (
     generate_task_id,
     set_current_attempt,
 )
-from jobflow_worker.record import Record, as_dict
+from jobflow_worker.programref import (
+    FAULTY,
+    NOT_FOUND,
+    ProgramError,
+    ProgramRef,
+    ask_finders,
+    describe,
+    program_hash,
+    resolve_program,
+)
 
 __all__ = [
     "CurrentAttempt",
@@ -47,8 +53,6 @@ __all__ = [
     "set_current_attempt",
 ]
 
-_NOT_FOUND: Final = 66
-_FAULTY: Final = 65
 #: Frames of ours, cut off the head of a traceback before a user sees it.
 _OUR_FRAMES: Final = (
     __name__,
@@ -56,158 +60,6 @@ _OUR_FRAMES: Final = (
     "importlib._bootstrap",
     "importlib._bootstrap_external",
 )
-
-
-class ProgramError(Exception):
-    """A program that cannot be used. `sentence` is for people, `detail` a traceback or ""."""
-
-    def __init__(self, sentence: str, exit_code: int, detail: str = "") -> None:
-        super().__init__(sentence)
-        self.sentence = sentence
-        self.exit_code = exit_code
-        self.detail = detail
-
-
-class ProgramRef(Record):
-    """Where a program is, found once by the daemon and used by every process after it.
-
-    `kind` is "file" or "module"; `path` the absolute file; `module` the dotted name or "";
-    `class_name` may be "" for the only one in the file; `folder` is appended last to `sys.path`;
-    `cwd` is the directory in which the start was typed.
-    """
-
-    kind: str
-    path: str
-    module: str
-    class_name: str
-    folder: str
-    cwd: str
-
-    def to_json(self) -> dict[str, str]:
-        """A plain dict for JSON files."""
-        return as_dict(self)
-
-    @classmethod
-    def from_json(cls, value: Any) -> ProgramRef:
-        """The inverse of `to_json`; raises ValueError for anything else."""
-        names = cls.__match_args__
-        if not isinstance(value, Mapping) or any(type(value.get(n)) is not str for n in names):
-            raise ValueError(f"a program reference needs the texts {', '.join(names)}")
-        if value["kind"] not in ("file", "module") or not os.path.isabs(value["path"]):
-            raise ValueError("a program reference needs a kind and an absolute path")
-        return cls(**{name: value[name] for name in names})
-
-
-def describe(ref: ProgramRef) -> str:
-    """As shown to people: `path:Class`, or the path while the class is not known."""
-    return f"{ref.path}:{ref.class_name}" if ref.class_name else ref.path
-
-
-def program_hash(ref: ProgramRef) -> str:
-    """sha256 of the program's text, as hex. Raises ProgramError if it cannot be read."""
-    import hashlib
-
-    try:
-        return hashlib.sha256(Path(ref.path).read_bytes()).hexdigest()
-    except OSError as error:
-        raise ProgramError(
-            f"The program file {ref.path} cannot be read: {error.strerror}.", _NOT_FOUND
-        ) from None
-
-
-def resolve_program(reference: str, cwd: Path) -> ProgramRef:
-    """Find the program that a user named, without running it.
-
-    `reference` is `pkg.mod:Class`, `file.py:Class`, or `file.py`; relative paths start at `cwd`.
-    Raises ProgramError, with exit code 66 if there is no such file or module.
-    """
-    start = os.path.abspath(cwd)
-    place, colon, name = reference.rpartition(":")
-    has_class = bool(colon and place) and all(part.isidentifier() for part in name.split("."))
-    if has_class and not os.path.isfile(os.path.join(start, reference)):
-        class_name = name
-    else:
-        place, class_name = reference, ""
-    if not place.strip() or "\0" in place:
-        raise ProgramError(
-            "The program has no name; write file.py:Class or package.module:Class.", _NOT_FOUND
-        )
-    path = os.path.abspath(os.path.join(start, os.path.expanduser(place)))
-    looks_like_file = place.endswith(".py") or os.sep in place or os.path.isfile(path)
-    if looks_like_file:
-        return _resolve_file(path, class_name, start)
-    return _resolve_module(place, class_name, start)
-
-
-def _resolve_file(path: str, class_name: str, start: str) -> ProgramRef:
-    if not os.path.isfile(path):
-        what = "is a directory" if os.path.isdir(path) else "does not exist"
-        raise ProgramError(
-            f"The program file {path} {what}; name a Python file, as in file.py:Class"
-            " (relative paths start where the command was typed).",
-            _NOT_FOUND,
-        )
-    return ProgramRef("file", path, "", class_name, os.path.dirname(path), start)
-
-
-def _resolve_module(module: str, class_name: str, start: str) -> ProgramRef:
-    if not all(part.isidentifier() for part in module.split(".")):
-        raise ProgramError(
-            f"There is no program file {os.path.join(start, module)}, and {module!r} is not a"
-            " module name; write file.py:Class or package.module:Class.",
-            _NOT_FOUND,
-        )
-    origin = _find_module(module, start)
-    if origin is None or not os.path.isfile(origin):
-        raise ProgramError(
-            f"There is no module {module!r} with a file of its own, neither installed for"
-            f" {sys.executable} nor in {start}.",
-            _NOT_FOUND,
-        )
-    return ProgramRef("module", os.path.abspath(origin), module, class_name, start, start)
-
-
-def _find_module(module: str, last: str) -> str | None:
-    """The file of a module, found part by part, because `find_spec` would import its parents."""
-    from importlib import invalidate_caches
-    from importlib.machinery import PathFinder
-
-    invalidate_caches()  # A file may have been written since this directory was last read.
-    places: Iterable[str] | None = None
-    origin: str | None = None
-    parts = module.split(".")
-    for count in range(1, len(parts) + 1):
-        name = ".".join(parts[:count])
-        spec = _ask_finders(name, places)
-        if spec is None and count == 1:
-            spec = PathFinder.find_spec(name, [last])
-        if spec is None:
-            return None
-        origin = spec.origin if spec.has_location else None
-        places = spec.submodule_search_locations
-        if places is None and count < len(parts):
-            return None
-    return origin
-
-
-def _ask_finders(name: str, places: Iterable[str] | None) -> Any:
-    """What an import would find, editable installs included; '' is never looked at."""
-    from importlib.machinery import PathFinder
-
-    path = [one for one in sys.path if one] if places is None else list(places)
-    for finder in sys.meta_path:
-        if finder is PathFinder:
-            spec = PathFinder.find_spec(name, path)
-        elif hasattr(finder, "find_spec"):
-            spec = finder.find_spec(name, None if places is None else path)
-        else:
-            continue
-        if spec is not None:
-            return spec
-    return None
-
-
-# --- loading a program ------------------------------------------------------------------------
 
 
 def load_program(ref: ProgramRef) -> type[TaskProgram]:
@@ -245,7 +97,7 @@ def _as_program_error(what: str, error: BaseException) -> ProgramError:
         text = " ".join(str(error).split())
     except BaseException:  # A hostile __str__ must not hide that loading failed.
         detail, text = "", "(its text cannot be shown)"
-    return ProgramError(f"{what}: {type(error).__name__}: {text:.500}", _FAULTY, detail)
+    return ProgramError(f"{what}: {type(error).__name__}: {text:.500}", FAULTY, detail)
 
 
 def _import_module(ref: ProgramRef) -> ModuleType:
@@ -256,7 +108,7 @@ def _import_module(ref: ProgramRef) -> ModuleType:
     except ModuleNotFoundError as error:
         missing = error.name or ""
         if ref.module == missing or ref.module.startswith(missing + "."):
-            raise ProgramError(f"There is no module {missing!r} here.", _NOT_FOUND) from None
+            raise ProgramError(f"There is no module {missing!r} here.", NOT_FOUND) from None
         raise _as_program_error(f"{ref.path} cannot be imported", error) from None
     except BaseException as error:
         raise _as_program_error(f"{ref.path} cannot be imported", error) from None
@@ -267,7 +119,7 @@ def _import_file(path: str) -> ModuleType:
     from importlib.util import module_from_spec, spec_from_file_location
 
     if not os.path.isfile(path):
-        raise ProgramError(f"The program file {path} does not exist on this host.", _NOT_FOUND)
+        raise ProgramError(f"The program file {path} does not exist on this host.", NOT_FOUND)
     name = _module_name(path)
     known = sys.modules.get(name)
     if known is not None and _same_file(getattr(known, "__file__", None), path):
@@ -295,7 +147,7 @@ def _module_name(path: str) -> str:
     if stem in sys.modules:
         ours = _same_file(getattr(sys.modules[stem], "__file__", None), path)
         return stem if ours else private
-    spec = _ask_finders(stem, None)
+    spec = ask_finders(stem, None)
     return stem if spec is None or _same_file(spec.origin, path) else private
 
 
@@ -312,19 +164,19 @@ def _pick_class(module: ModuleType, ref: ProgramRef) -> type[TaskProgram]:
         for part in ref.class_name.split("."):
             found = getattr(found, part, None)
         if found is None:
-            raise ProgramError(f"{ref.path} has no {ref.class_name!r}.{_offer(module)}", _FAULTY)
+            raise ProgramError(f"{ref.path} has no {ref.class_name!r}.{_offer(module)}", FAULTY)
     else:
         found = _only_class(module, ref)
     if not (isinstance(found, type) and issubclass(found, TaskProgram)):
         raise ProgramError(
             f"{describe(ref)} is not a TaskProgram: derive it from jobflow_worker.TaskProgram."
             f"{_offer(module)}",
-            _FAULTY,
+            FAULTY,
         )
     missing = sorted(getattr(found, "__abstractmethods__", ()))
     if missing:
         raise ProgramError(
-            f"{ref.path}:{found.__name__} does not define {' and '.join(missing)}.", _FAULTY
+            f"{ref.path}:{found.__name__} does not define {' and '.join(missing)}.", FAULTY
         )
     return found
 
@@ -352,11 +204,11 @@ def _only_class(module: ModuleType, ref: ProgramRef) -> type[TaskProgram]:
         raise ProgramError(
             f"{ref.path} defines no TaskProgram; write a class that derives from"
             " jobflow_worker.TaskProgram.",
-            _FAULTY,
+            FAULTY,
         )
     names = [one.__name__ for one in concrete or defined]
     raise ProgramError(
         f"{ref.path} defines several TaskPrograms: {', '.join(names)}; say which one,"
         f" as in {os.path.basename(ref.path)}:{names[0]}.",
-        _FAULTY,
+        FAULTY,
     )

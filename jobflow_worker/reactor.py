@@ -19,8 +19,6 @@ from collections.abc import Callable, Iterable, Mapping
 from types import FrameType
 from typing import Any
 
-import zmq
-
 Pollable = Any
 #: The poller's clock has milliseconds; an endless wait would hide a lost wake-up for ever.
 WAIT_S_MAX = 60.0
@@ -30,17 +28,34 @@ def _noop(number: int, frame: FrameType | None) -> None:
     """The wake-up descriptor carries the signal; a handler must exist for it to be written."""
 
 
-class Reactor:
-    """A `zmq.Poller` with a wake-up socket. Use it as a context manager."""
+def _plain_poller() -> tuple[Any, int]:
+    """A poller, and what it calls POLLOUT."""
+    return select.poll(), select.POLLOUT
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+
+def _zmq_poller() -> tuple[Any, int]:
+    """The same that takes zmq sockets: another number for POLLOUT, the same for POLLIN."""
+    import zmq
+
+    return zmq.Poller(), zmq.POLLOUT
+
+
+class Reactor:
+    """A poller with a wake-up socket. Use it as a context manager.
+
+    With `zmq_sockets` it waits for these, too; a worker that uses files needs no zmq at all.
+    """
+
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, *, zmq_sockets: bool = True
+    ) -> None:
         self._clock = clock
-        self._poller = zmq.Poller()
+        self._poller, self._writable = _zmq_poller() if zmq_sockets else _plain_poller()
         self._interest: dict[Pollable, int] = {}
         self._reader, self._writer = socket.socketpair()
         self._reader.setblocking(False)
         self._writer.setblocking(False)
-        self._poller.register(self._reader, zmq.POLLIN)
+        self._poller.register(self._reader, select.POLLIN)
         self._signals: list[int] = []
         self._previous: dict[int, Any] = {}
         self._previous_fd: int | None = None
@@ -68,21 +83,22 @@ class Reactor:
     def watch(self, interest: Mapping[Pollable, int]) -> None:
         """Poll exactly these sockets and descriptors (and the signals).
 
-        The flags are POLLIN and POLLOUT of `select`; zmq has another number for POLLOUT.
+        The flags are POLLIN and POLLOUT of `select`.
         """
         for pollable in [one for one in self._interest if one not in interest]:
             self._poller.unregister(pollable)
             del self._interest[pollable]
         for pollable, flags in interest.items():
             if self._interest.get(pollable) != flags:
-                writable = zmq.POLLOUT if flags & select.POLLOUT else 0
+                writable = self._writable if flags & select.POLLOUT else 0
                 self._poller.register(pollable, flags & select.POLLIN | writable)
                 self._interest[pollable] = flags
 
     def wait(self, until: float | None) -> dict[Pollable, int]:
         """Wait for input or for the time `until` (monotonic seconds; None: as long as allowed).
 
-        Returns what is ready, with the flags of zmq. A signal ends the wait with an empty answer.
+        Returns what is ready, with the poller's own flags. A signal ends the wait, perhaps with an
+        empty answer.
         """
         pause_s = WAIT_S_MAX if until is None else until - self._clock()
         pause_ms = math.ceil(max(0.0, min(pause_s, WAIT_S_MAX)) * 1000)

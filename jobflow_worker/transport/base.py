@@ -9,13 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
-import zmq
-
 from jobflow_worker.keyfile import CurveKeys
 from jobflow_worker.messages import Envelope
 
 #: What a poller can wait for: a zmq socket or a file descriptor.
-Pollable = zmq.Socket[Any] | int
+Pollable = Any
 #: Gives the whole present state of the worker: its outbox and its latest report.
 Everything = Callable[[], Sequence[Envelope]]
 
