@@ -13,6 +13,9 @@ import msgpack
 
 from jobflow_worker import limits
 
+#: Made once: a new one comes with a quarter of a megabyte of its own.
+_packer = msgpack.Packer(use_bin_type=True)
+
 
 class Unencodable(TypeError):
     """A value that msgpack cannot carry; the text names the place and the type."""
@@ -34,8 +37,14 @@ def encode_body(value: Any) -> bytes:
     return body
 
 
-def decode_body(body: bytes) -> Any:
-    """What `encode_body` was given, tuples as lists. Bodies were checked when they were made."""
+def pack(value: Any) -> bytes:
+    """Encode what our own code made of plain types, unchecked. One thread at a time."""
+    packed: bytes = _packer.pack(value)
+    return packed
+
+
+def decode_body(body: bytes | bytearray) -> Any:
+    """What was encoded, tuples as lists. Bodies were checked when they were made."""
     return msgpack.unpackb(body, raw=False, strict_map_key=True)
 
 

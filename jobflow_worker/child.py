@@ -68,14 +68,13 @@ class _Output:
         if (sys.stdout, sys.stderr) != self._streams or sys.stdout.closed or sys.stderr.closed:
             self._streams = (_stream(1), _stream(2))
             sys.stdout, sys.stderr = self._streams
-        size = os.lseek(self._fd, 0, os.SEEK_END)
+        # Descriptors of one open file share its position, which O_APPEND makes of no other use: the
+        # cheapest way to see at once whether anything was written and 1 and 2 are still ours.
+        size = os.lseek(self._fd, _MARK, os.SEEK_END) - _MARK
         if size:
             tail = childwire.read_tail(self._fd, size)
             self._renew()
             return tail
-        # Descriptors of one open file share its position, which O_APPEND makes of no other use:
-        # the cheapest way to see whether 1 and 2 are still ours.
-        os.lseek(self._fd, _MARK, os.SEEK_SET)
         try:
             ours = _position(1) == _MARK == _position(2)
         except OSError:
@@ -296,8 +295,9 @@ class Runner:
                 path = os.path.join(self._folder, childwire.PROGRESS_FILE)
                 flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
                 self._progress_fd = _own(os.open(path, flags, 0o600))
-            record = childwire.progress_record(task_id, attempt, value, info)
-            os.pwrite(self._progress_fd, record, 0)
+            with self._writing:
+                record = childwire.progress_record(task_id, attempt, value, info)
+                os.pwrite(self._progress_fd, record, 0)
         except OSError:
             pass
         if not who.said:
@@ -356,8 +356,8 @@ class Runner:
         return cpu, peak * 1024
 
     def _send(self, *items: Any) -> None:
-        view = memoryview(childwire.frame(*items))
         with self._writing:
+            view = memoryview(childwire.frame(*items))
             try:
                 while view:
                     view = view[os.write(self._pipe, view) :]

@@ -18,7 +18,7 @@ import zlib
 from typing import TYPE_CHECKING, Any, Final
 
 from jobflow_worker import limits
-from jobflow_worker.body import decode_body, encode_body
+from jobflow_worker.body import decode_body, pack
 
 if TYPE_CHECKING:
     from jobflow_worker.messages import Assignment
@@ -52,9 +52,7 @@ class Corrupt(ValueError):
 def packet(assignment: Assignment, spec_file: str | None) -> bytes:
     """One attempt for the child; its spec is inside unless it is in a file."""
     spec = assignment.spec if spec_file is None else None
-    return encode_body(
-        [assignment.task_id, assignment.attempt, spec, spec_file, assignment.timeout_s]
-    )
+    return pack((assignment.task_id, assignment.attempt, spec, spec_file, assignment.timeout_s))
 
 
 def whose(data: bytes) -> tuple[str, int]:
@@ -64,8 +62,8 @@ def whose(data: bytes) -> tuple[str, int]:
 
 
 def frame(*items: Any) -> bytes:
-    """One frame for the agent: a kind and its fields."""
-    body = encode_body(items)
+    """One frame for the agent: a kind and its fields. One thread at a time."""
+    body = pack(items)
     return _LENGTH.pack(len(body)) + body
 
 
@@ -80,7 +78,7 @@ def take_frames(buffer: bytearray) -> list[list[Any]]:
         if end - start - 4 < size:
             break
         try:
-            frames.append(decode_body(bytes(buffer[start + 4 : start + 4 + size])))
+            frames.append(decode_body(buffer[start + 4 : start + 4 + size]))
         except ValueError as error:
             raise Corrupt(str(error)) from None
         start += 4 + size
@@ -89,8 +87,8 @@ def take_frames(buffer: bytearray) -> list[list[Any]]:
 
 
 def progress_record(task_id: str, attempt: int, fraction: float, info: bytes | None) -> bytes:
-    """The latest progress as it stands in the progress file."""
-    body = encode_body([task_id, attempt, fraction, info])
+    """The latest progress as it stands in the progress file. One thread at a time."""
+    body = pack((task_id, attempt, fraction, info))
     return _RECORD.pack(zlib.crc32(body), len(body)) + body
 
 

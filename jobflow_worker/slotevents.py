@@ -6,6 +6,8 @@ is the slot's number in its worker, from 0.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from jobflow_worker.messages import Failed, Finished, Held, Progress
 from jobflow_worker.record import Record
 
@@ -16,8 +18,11 @@ class SlotReady(Record):
     slot: int
 
 
-class Settled(Record):
-    """The running attempt has its outcome. The slot no longer holds it."""
+class Settled(NamedTuple):
+    """The running attempt has its outcome. The slot no longer holds it.
+
+    The one event of which a run has millions: a tuple is made in a third of the time.
+    """
 
     slot: int
     outcome: Finished | Failed
