@@ -76,6 +76,10 @@ class Entry:
         """Who has, or before a restart had, the current attempt."""
         return self.tries[self.current].worker if self.current else None
 
+    @property
+    def used_up(self) -> bool:
+        return self.failures > MAX_RETRIES or self.losses > MAX_LOSSES
+
     def charge(self, budget: str, amount: int = 1) -> None:
         if budget == "losses":
             self.losses = max(0, self.losses + amount)
@@ -121,11 +125,7 @@ class Model:
 
     def _again(self, task: Entry) -> None:
         """Another attempt after a while, or the end if a budget is used up."""
-        if (
-            task.failures > MAX_RETRIES
-            or task.losses > MAX_LOSSES
-            or task.deliveries >= MAX_DELIVERIES
-        ):
+        if task.used_up or task.deliveries >= MAX_DELIVERIES:
             self._end(task, FAILED)
             return
         tries = task.failures + task.losses
@@ -198,6 +198,9 @@ class Model:
         task.charge(one.charged)
         one.fate, one.recorded = "closed", True
         if kind == "open":
+            # Nobody has the task, and another attempt would be one too many.
+            if one.charged and task.state is QUEUED and not task.held and task.used_up:
+                self._end(task, FAILED)
             return "late"
         task.deliveries += 1
         if item.cause == "nonretryable":
