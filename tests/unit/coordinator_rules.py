@@ -282,7 +282,10 @@ class Model:
     def _release(self, task: Entry) -> None:
         one = task.tries[task.current]
         one.fate, one.recorded = "open", True
-        self._queue(task)
+        if task.used_up:
+            self._end(task, FAILED)
+        else:
+            self._queue(task)
 
     def offline(self, worker: str, *, charge: bool) -> None:
         """Gone with all it had: only what certainly ran is charged, and one alone."""
