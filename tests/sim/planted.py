@@ -157,8 +157,8 @@ def _resurrect(book: Any, worker: Any, held: Any, *, running: bool) -> bool:
     return _CLAIM(book, worker, held, running=running)
 
 
-def _forget_the_tail(self: Any, page: Any, limit: int) -> None:
-    _ABSORB(self, page, limit)
+def _forget_the_tail(self: Any, page: Any, limit: int, assigned: Any) -> None:
+    _ABSORB(self, page, limit, assigned)
     self._tail = None
 
 

@@ -8,13 +8,15 @@ must have been executed exactly once and each launch submitted exactly once.
 from __future__ import annotations
 
 import random
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
+from unittest.mock import patch
 
 from jobflow_worker import reporter
 from jobflow_worker.codec import encode_body
 from jobflow_worker.messages import Held
-from jobflowd import coordinator, window
+from jobflowd import assignments, coordinator, schedule, window
 from jobflowd import events as ev
 from jobflowd.book import Book, Settings
 from jobflowd.model import Definition, LaunchState, TaskState, WorkerState
@@ -334,17 +336,31 @@ class Simulation:
         )
 
 
+def _bounds(profile: Profile) -> ExitStack:
+    """Limits that a simulated session reaches: its few tasks are many where these are small."""
+    most, low, page = profile.window
+    changed: dict[Any, dict[str, int]] = {
+        window: {"WINDOW_LOW": low},
+        coordinator: {"PAGE": page},
+    }
+    if profile.seed % 3 == 0:
+        changed[reporter] = {"BRIEF_ITEMS": 1}
+    if profile.seed % 5 == 1:
+        changed[schedule] = {"WORK_PER_TURN": 3, "POST_WORK": 1, "PIECE": 1}
+    if profile.seed % 4 == 2:
+        changed[assignments] = {"ITEMS_MAX": 4}
+    stack = ExitStack()
+    stack.enter_context(patch.object(window.Window.__init__, "__defaults__", (most,)))
+    for module, values in changed.items():
+        stack.enter_context(patch.multiple(module, **values))
+    return stack
+
+
 def run_seed(seed: int, *, keep_trace: bool = False, profile: Profile | None = None) -> Outcome:
     """Run one seed; never raises for what the product does."""
     profile = profile if profile is not None else profile_of(seed)
     outcome = Outcome(seed, profile.kind, tasks=profile.tasks)
-    before = (window.WINDOW_MAX, window.WINDOW_LOW, coordinator.PAGE)
-    most, low, page = profile.window
-    window.Window.__init__.__defaults__ = (most,)  # type: ignore[misc]
-    window.WINDOW_LOW, coordinator.PAGE = low, page
-    brief_items = reporter.BRIEF_ITEMS
-    if seed % 3 == 0:
-        reporter.BRIEF_ITEMS = 1  # A simulated worker never holds what is long in earnest.
+    bounds = _bounds(profile)
     simulation = Simulation(profile, keep_trace=keep_trace)
     try:
         simulation.run()
@@ -355,9 +371,7 @@ def run_seed(seed: int, *, keep_trace: bool = False, profile: Profile | None = N
 
             outcome.lines = traceback.format_exc().splitlines()
     finally:
-        window.WINDOW_MAX, window.WINDOW_LOW, coordinator.PAGE = before
-        window.Window.__init__.__defaults__ = (before[0],)  # type: ignore[misc]
-        reporter.BRIEF_ITEMS = brief_items
+        bounds.close()
         simulation.manager.store.close()
     world = simulation.world
     outcome.seconds = world.now
