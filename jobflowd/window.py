@@ -14,7 +14,7 @@ from collections.abc import Container, Iterable
 from jobflowd.model import Task
 
 #: Tasks kept in memory: several seconds of work for a large pool of no-op tasks.
-WINDOW_MAX = 20_000
+WINDOW_MAX = 10_000
 #: Below this many the next page is asked for.
 WINDOW_LOW = 5_000
 #: Rows in one page: bounds the time of one SELECT.
