@@ -51,6 +51,7 @@ SUITE = (
     "growth --of commit",
     "curve",
     "slots",
+    "stages",
 )
 #: What takes long or hardly varies decides itself how often it runs.
 _OWN_RUNS = ("memory", "connected", "mailboxes", "idle", "worker_start", "first_output", "database")

@@ -100,7 +100,7 @@ class Performer:
         envelopes = []
         for message in post.messages:
             if isinstance(message, Deliver):
-                message = _filled(message, specs)
+                message = filled(message, specs)
             self._counter += 1
             envelopes.append(Envelope(MANAGER, MANAGER, post.worker_id, self._counter, ts, message))
         carrier.post(post.worker_id, envelopes)
@@ -133,7 +133,8 @@ class Performer:
         return None
 
 
-def _filled(deliver: Deliver, specs: dict[int, bytes]) -> Assign:
+def filled(deliver: Deliver, specs: dict[int, bytes]) -> Assign:
+    """The message for the worker: a delivery with the specs of its task rows."""
     items = tuple(
         Assignment(one.task_id, one.attempt, specs[one.row], one.timeout_s, one.memory_bytes)
         for one in deliver.items

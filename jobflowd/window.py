@@ -13,7 +13,7 @@ from collections.abc import Container, Iterable
 
 from jobflowd.model import Task
 
-#: Tasks kept in memory: several seconds of work for a large pool of no-op tasks.
+#: Tasks kept in memory: ten turns' work, however short the tasks are.
 WINDOW_MAX = 10_000
 #: Below this many the next page is asked for.
 WINDOW_LOW = 5_000
