@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -80,7 +81,13 @@ class FailingDisk:
 
     def mend(self) -> None:
         """What an administrator does: unmount, check, mount."""
-        subprocess.run(["umount", str(self.place)], check=True)
+        # A process that was just killed gives up its memory, by which a bench finds it, before
+        # its files, by which the mount is busy.
+        deadline = time.monotonic() + 20
+        unmount = ["umount", str(self.place)]
+        while subprocess.run(unmount, check=False).returncode != 0:
+            assert time.monotonic() < deadline, "the mount stays busy"
+            time.sleep(0.05)
         subprocess.run(["e2fsck", "-fy", str(self._image)], check=False, capture_output=True)
         self.mount()
 
