@@ -183,10 +183,7 @@ def json_safe(value: Any, depth: int = 0) -> Any:
 
 
 def _worker_counts(census: Census) -> Body:
-    states = Counter(
-        one.state if one.state != "online" else "busy" if one.running else "idle"
-        for one in census.workers
-    )
+    states = Counter(census.worker_counts or (one.state for one in census.workers))
     return {
         "target": census.target,
         "online": states["idle"] + states["busy"],

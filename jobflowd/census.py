@@ -7,7 +7,7 @@ else is seconds or a count. Words (states) are lower-case.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final, NamedTuple
@@ -107,8 +107,9 @@ class Launching:
 class Census:
     """One moment of a session.
 
-    `workers` are those that are connected; `workers_offline` counts the rest. `launches` are those
-    that memory holds; `launch_counts` counts every launch by state word, the forgotten ones too.
+    `workers` are those that are connected, `worker_counts` counts them by state word, and
+    `workers_offline` counts the rest. `launches` are those that memory holds; `launch_counts`
+    counts them by state word. The lists may be made as they are looked at, in the same moment.
     `target` is the wanted number of workers. `eta_s` is None while it cannot be known.
     """
 
@@ -118,9 +119,10 @@ class Census:
     state_reason: str = ""
     started_at: float = 0.0
     tasks: TaskCounts = field(default_factory=TaskCounts)
-    workers: tuple[WorkerView, ...] = ()
+    workers: Sequence[WorkerView] = ()
+    worker_counts: Mapping[str, int] = field(default_factory=dict)
     workers_offline: int = 0
-    launches: tuple[LaunchView, ...] = ()
+    launches: Sequence[LaunchView] = ()
     launch_counts: Mapping[str, int] = field(default_factory=dict)
     target: int = 0
     throughput_per_s: float | None = None

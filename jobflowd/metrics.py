@@ -144,8 +144,7 @@ class Metrics:
     def _gauges(self, census: Census, here: Here) -> Iterator[str]:
         tasks = {state: getattr(census.tasks, state) for state in _TASK_STATES}
         yield from _family("jobflow_tasks", "gauge", "Tasks by state.", "state", tasks)
-        found = Counter(one.state for one in census.workers)
-        workers = {state: found.get(state, 0) for state in _WORKER_STATES}
+        workers = {state: census.worker_counts.get(state, 0) for state in _WORKER_STATES}
         workers["offline"] = census.workers_offline
         yield from _family("jobflow_workers", "gauge", "Workers by state.", "state", workers)
         launches = {word: int(count) for word, count in census.launch_counts.items()}

@@ -6,15 +6,22 @@ Pure. From memory only, so that it can be asked at any time, also while the disk
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, TypeVar, overload
 
 from jobflowd import census
+from jobflowd.book import Book
 from jobflowd.coordinator import Coordinator
 from jobflowd.forecast import Forecast
-from jobflowd.model import LaunchState, TaskState, Worker, WorkerState
+from jobflowd.model import LaunchRecord, LaunchState, TaskState, Worker, WorkerState
 from jobflowd.wording import count
 
 #: Throughput is a mean over this many seconds.
 THROUGHPUT_S = 30.0
+
+_View = TypeVar("_View")
 
 
 def take_census(
@@ -26,7 +33,7 @@ def take_census(
     state, reason = _state(coordinator, degraded)
     rate = throughput(coordinator)
     expected = forecast(coordinator)
-    online = tuple(_worker(coordinator, one) for one in book.workers.values() if one.registered)
+    online = [one for one in book.workers.values() if one.registered]
     return census.Census(
         session=book.settings.session,
         program=book.settings.program,
@@ -42,10 +49,11 @@ def take_census(
             canceled=counts[TaskState.CANCELED],
             held=len(book.held),
         ),
-        workers=online,
+        workers=_Views(online, partial(_worker, book)),
+        worker_counts=Counter(map(_worker_state, online)),
         workers_offline=len(book.workers) - len(online),
-        launches=tuple(_launches(coordinator)),
-        launch_counts=_launch_counts(coordinator),
+        launches=_Views(list(book.launches.values()), partial(_launch, book)),
+        launch_counts=_launch_counts(book),
         target=book.wanted if coordinator.launching.active else len(online),
         throughput_per_s=rate,
         eta_s=_middle(expected),
@@ -134,22 +142,42 @@ def _middle(expected: Forecast) -> float | None:
     return math.sqrt(expected.low_s * expected.high_s)
 
 
-def _worker(coordinator: Coordinator, worker: Worker) -> census.WorkerView:
-    book = coordinator.book
-    running = tuple(task_id for task_id, one in worker.attempts.items() if one.running)
+class _Views(Sequence[_View]):
+    """A list made as far as it is looked at: a count of 5,000 workers needs no view of any."""
+
+    def __init__(self, shown: Sequence[Any], view: Callable[[Any], _View]) -> None:
+        self._shown = shown
+        self._view = view
+
+    def __len__(self) -> int:
+        return len(self._shown)
+
+    @overload
+    def __getitem__(self, index: int) -> _View: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[_View]: ...
+    def __getitem__(self, index: int | slice) -> _View | Sequence[_View]:
+        if isinstance(index, slice):
+            return [self._view(one) for one in self._shown[index]]
+        return self._view(self._shown[index])
+
+
+def _worker_state(worker: Worker) -> str:
     if worker.state is WorkerState.ONLINE:
-        state = "busy" if worker.attempts else "idle"
-    else:
-        state = worker.state.word
+        return "busy" if worker.attempts else "idle"
+    return worker.state.word
+
+
+def _worker(book: Book, worker: Worker) -> census.WorkerView:
     return census.WorkerView(
         worker_id=worker.worker_id,
-        state=state,
+        state=_worker_state(worker),
         host=worker.host,
         pid=worker.pid,
         slots=worker.slots,
         transport=worker.transport,
         heartbeat_age_s=max(0.0, book.now - worker.heard_at),
-        running=running,
+        running=tuple(task_id for task_id, one in worker.attempts.items() if one.running),
         done=worker.done,
         failed=worker.failed,
         launch_id=worker.launch_id,
@@ -161,29 +189,23 @@ def _worker(coordinator: Coordinator, worker: Worker) -> census.WorkerView:
     )
 
 
-def _launches(coordinator: Coordinator) -> list[census.LaunchView]:
-    book = coordinator.book
-    views = []
-    for one in book.launches.values():
-        worker = book.by_row.get(one.worker if one.worker is not None else -1)
-        views.append(
-            census.LaunchView(
-                launch_id=one.launch_id,
-                system=one.system,
-                state=one.state.word,
-                batch_job_id=one.batch_job_id,
-                submitted_at=one.submitted_at,
-                worker_id=worker.worker_id if worker is not None else None,
-                reason=one.reason,
-                script=one.script,
-                output=one.output,
-            )
-        )
-    return views
+def _launch(book: Book, launch: LaunchRecord) -> census.LaunchView:
+    worker = book.by_row.get(launch.worker if launch.worker is not None else -1)
+    return census.LaunchView(
+        launch_id=launch.launch_id,
+        system=launch.system,
+        state=launch.state.word,
+        batch_job_id=launch.batch_job_id,
+        submitted_at=launch.submitted_at,
+        worker_id=worker.worker_id if worker is not None else None,
+        reason=launch.reason,
+        script=launch.script,
+        output=launch.output,
+    )
 
 
-def _launch_counts(coordinator: Coordinator) -> dict[str, int]:
+def _launch_counts(book: Book) -> dict[str, int]:
     counts = {state.word: 0 for state in LaunchState}
-    for one in coordinator.book.launches.values():
+    for one in book.launches.values():
         counts[one.state.word] += 1
     return counts

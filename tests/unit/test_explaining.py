@@ -192,3 +192,15 @@ def test_a_run_that_has_done_all_is_done_when_its_last_worker_has_left() -> None
     assert views.take_census(coordinator, started_at=0.0).state == "done"
     coordinator.book.generated = False
     assert views.take_census(coordinator, started_at=0.0).state == "draining"
+
+
+def test_a_census_counts_workers_without_a_view_of_each_and_makes_only_those_looked_at() -> None:
+    busy, idle, away = (a_worker(worker_id=name, row=row) for row, name in enumerate("abc", 1))
+    coordinator = a_run(busy, idle, away)
+    busy.attempts = {"t1": Attempting(a_task(), 1, 1, 0.0)}
+    away.registered = False
+    seen = views.take_census(coordinator, started_at=0.0)
+    assert (seen.worker_counts, seen.workers_offline) == ({"busy": 1, "idle": 1}, 1)
+    assert [one.state for one in seen.workers] == ["busy", "idle"]
+    assert [one.worker_id for one in seen.workers[1:]] == ["b"]
+    assert len(seen.workers) == 2
