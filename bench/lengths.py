@@ -31,13 +31,13 @@ class Kind(NamedTuple):
     target: Target
 
 
-#: A run has 0.15 s of start and end that no task fills: the sleeping one is long enough to show
-#: what is lost between tasks instead.
+#: A run has 0.15 s of start and end that no task fills: these are long enough to show what is lost
+#: between tasks instead.
 KINDS = {
     "busy": Kind(
-        "busy_s", 0.001, 2, 20_000, Target("at least 90 % of two cores", 0.90, of_ratio=True)
+        "busy_s", 0.001, 2, 60_000, Target("at least 90 % of two cores", 0.90, of_ratio=True)
     ),
-    "sleep": Kind("sleep_s", 0.010, 8, 32_000, Target("at least 97 % of ideal", at_least=97.0)),
+    "sleep": Kind("sleep_s", 0.010, 8, 48_000, Target("at least 97 % of ideal", at_least=97.0)),
 }
 
 

@@ -13,16 +13,16 @@ from collections.abc import Iterable
 from jobflow_worker import limits
 from jobflow_worker.messages import Assignment, Held
 
-#: Work that lies ready in a slot's pipeline: enough to hide the agent's own wake-up.
-PIPELINE_S = 0.1
-#: Work that a worker holds beyond its slots: two flushes of its outcomes, so that short tasks share
-#: messages instead of having one each.
-AHEAD_S = 0.2
+#: Work that lies ready in a slot's pipeline: two rests of the agent.
+PIPELINE_S = 0.2
+#: Work that a worker holds beyond its slots: a rest, a flush of the outcomes that it found, and the
+#: round trip, so that short tasks share wake-ups and messages instead of having one each.
+AHEAD_S = 0.25
 #: The longest time, and the shortest worth it, for which nobody looks at slots with work ahead.
-REST_S_MAX = 0.05
+REST_S_MAX = 0.1
 REST_S_MIN = 0.001
 #: Attempts in one pipeline; each is a packet in a kernel buffer.
-PIPELINE_MAX = 64
+PIPELINE_MAX = 128
 #: Tasks shorter than this get one attempt ahead even if round trips are fast.
 SHORT_S = 0.5
 #: Durations that the median is taken over.
