@@ -31,6 +31,9 @@ from typing import Any
 
 import psutil
 
+# So that it can be run by its path, too.
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
 from bench.measure import machine, say, versions
 from bench.peertasks import BUSY_S, busy, no_op, who
 from bench.rig import Rig

@@ -10,6 +10,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+
+# So that it can be run by its path, too.
+sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from bench.measure import Result, arguments, emit, parse
 from bench.throughput import one_run
