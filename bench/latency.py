@@ -8,7 +8,9 @@ included. The end is the daemon's own `finished_at`, the wall clock of the turn 
 outcome in, plus the mean duration of a commit from the daemon's metrics. `from_yield_p50_ms` in
 `details` is for tasks that nothing holds back, from the generator's clock before its yield: it
 includes the time that a yielded task waits for others to be sent with. The yardstick is p50 of one
-task at a time through a warm ProcessPoolExecutor.
+task at a time through a warm ProcessPoolExecutor. `relay_ms` is what no coordinator gets below with
+one worker process between two durable commits: a byte passed on by sleeping processes, one for each
+thread that a task wakes up, and two fdatasyncs, with no work in any of them.
 """
 
 from __future__ import annotations
@@ -16,9 +18,11 @@ from __future__ import annotations
 import os
 import sqlite3
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from itertools import pairwise
 from typing import NamedTuple, TextIO
 
 from bench.measure import Result, Target, arguments, emit, parse, quantile
@@ -28,6 +32,8 @@ from jobflow_worker.codec import decode_body
 
 _PAUSE_S = 0.06
 _WARM = 30
+#: ZeroMQ's thread and the main one of daemon and agent, the child, and back.
+_WAKE_UPS = 8
 
 
 class Stamps(NamedTuple):
@@ -57,6 +63,39 @@ def pool_latency(rounds: int) -> float:
             pool.submit(no_op, {"i": number}).result()
             found.append(time.perf_counter() - began)
     return quantile(found[20:], 0.5) * 1000
+
+
+def relay_latency(rounds: int) -> float:
+    """p50 of a byte through sleeping processes and two fdatasyncs, with the same pauses; ms."""
+    pipes = [os.pipe() for _ in range(_WAKE_UPS + 1)]
+    runners = []
+    for (take, _), (_, give) in pairwise(pipes):
+        pid = os.fork()
+        if not pid:
+            while byte := os.read(take, 1):
+                os.write(give, byte)
+                if byte == b"e":
+                    break
+            os._exit(0)
+        runners.append(pid)
+    found = []
+    with tempfile.TemporaryFile() as file:
+        for number in range(rounds):
+            time.sleep(_PAUSE_S)
+            began = time.perf_counter()
+            for half in range(2):
+                os.pwrite(file.fileno(), bytes(4096), 4096 * (2 * number + half))
+                os.fdatasync(file.fileno())
+            os.write(pipes[0][1], b"r")
+            os.read(pipes[-1][0], 1)
+            found.append(time.perf_counter() - began)
+    os.write(pipes[0][1], b"e")
+    for pid in runners:
+        os.waitpid(pid, 0)
+    for pair in pipes:
+        os.close(pair[0])
+        os.close(pair[1])
+    return quantile(found, 0.5) * 1000
 
 
 def one_run(rings: int, mode: str) -> Run:
@@ -147,6 +186,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "queued_to_run_p50_ms": [],
         "from_yield_p50_ms": [],
         "commit_ms": [],
+        "relay_ms": [],
     }
     for _ in range(args.runs):
         run = one_run(rings, args.mode)
@@ -154,6 +194,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         result.details["queued_to_run_p50_ms"].append(round(quantile(run.queued_to_run, 0.5), 3))
         result.details["from_yield_p50_ms"].append(round(quantile(run.yielded, 0.5), 3))
         result.details["commit_ms"].append(round(run.commit_ms, 3))
+        result.details["relay_ms"].append(round(relay_latency(rings // 2), 3))
         result.add(quantile(run.queued, 0.5), pool_latency(rings // 2))
     return emit(result)
 
