@@ -153,10 +153,11 @@ class Agent:
         """One pass of the loop: wait, take events in, carry effects out."""
         assert self._link is not None
         session, link = self._session, self._link
-        interest = dict.fromkeys(link.sockets(), select.POLLIN)
         if (rest_s := session.work.rest_s()) > 0:
-            self._reactor.watch(interest)
+            # Not even for the manager: what it sends meanwhile can wait for as long.
+            self._reactor.watch({})
             self._reactor.wait(time.monotonic() + rest_s)
+        interest = dict.fromkeys(link.sockets(), select.POLLIN)
         interest.update(
             (slot.fileno(), select.POLLIN) for slot in self._slots if slot.fileno() >= 0
         )

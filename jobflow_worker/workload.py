@@ -184,7 +184,7 @@ class Workload:
         return per_slot * max(1, self.usable_slots)
 
     def rest_s(self) -> float:
-        """For how long every slot has enough to do, so that outcomes may wait for company.
+        """For how long every slot has enough to do, so that outcomes and messages may wait.
 
         A wake-up of the agent costs as much as several short tasks.
         """

@@ -211,7 +211,7 @@ class Daemon:
         sources.processes(ready, now, events)
         deadline = self._coordinator.next_deadline()
         due = deadline is not None and deadline <= now
-        sources.workers(events, expiring=due)
+        events = sources.workers(events, self._coordinator.book, now, expiring=due)
         if events or due:
             self._turn(events)
         self._keep_house(now)

@@ -16,7 +16,9 @@ from jobflowd import logs
 from jobflowd.admin import AdminServer, Request
 from jobflowd.api import READS
 from jobflowd.batchdesk import BatchDesk
+from jobflowd.book import Book
 from jobflowd.bulk import Bulk
+from jobflowd.company import Company
 from jobflowd.generate import GeneratorProcess
 from jobflowd.mailboxes import Mail
 from jobflowd.opening import Transports
@@ -57,6 +59,7 @@ class Sources:
         self.bulk = Bulk(store, admin)
         #: Workers whose spool was handed over in this pass: done with once it is committed.
         self.spools: list[str] = []
+        self._company = Company()
         self.transports_ready = False
         self._silent = True
 
@@ -78,6 +81,7 @@ class Sources:
         if self.bulk.busy:
             return now
         times = [self._admin.next_deadline(now), self._transports.mail.next_deadline()]
+        times.append(self._company.until)
         if self._desk is not None:
             times.append(self._desk.next_deadline())
         if self._generator is not None:
@@ -135,9 +139,12 @@ class Sources:
 
     # --- workers --------------------------------------------------------------------------------
 
-    def workers(self, events: list[ev.Event], *, expiring: bool) -> None:
-        """Everything that workers sent, both ways. `expiring`: a deadline is due, so it must be
-        known up to when mail was read, even if there is none."""
+    def workers(
+        self, events: list[ev.Event], book: Book, now: float, *, expiring: bool
+    ) -> list[ev.Event]:
+        """Everything that workers sent, both ways, behind these events; nothing if all of it can
+        wait. `expiring`: a deadline is due, so there is a turn, and it must be known up to when
+        mail was read, even if there is none."""
         complaints: list[str] = []
         server = self._transports.zmq
         if server is not None:
@@ -155,6 +162,7 @@ class Sources:
             events.append(ev.TransportsReady())
         for complaint in complaints:
             _log.repeated("bad_message", key=complaint[:40], text=complaint)
+        return self._company.join(events, book, now, due=expiring)
 
     def _take_mail(self, mail: Mail, events: list[ev.Event]) -> None:
         events += [self._heard(one, "fs", None, spooled=mail.spooled) for one in mail.envelopes]

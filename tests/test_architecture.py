@@ -25,6 +25,7 @@ PURE = frozenset(
     for name in (
         "book",
         "census",
+        "company",
         "coordinator",
         "deadlines",
         "effects",

@@ -251,9 +251,14 @@ class Checks:
                     self._verdict(post.worker_id, verdict)
 
     def _verdict(self, worker_id: str, verdict: Verdict) -> None:
-        """A verdict is durable, and stays what it was; only "duplicate" may come after."""
+        """A verdict is durable, and stays what it was; only "duplicate" may come after.
+
+        Once its worker has left, what was judged is forgotten, and a frame that the network held
+        back until then may be judged anew: nobody hears it, and no outcome counts twice.
+        """
         known = self.verdicts.setdefault((worker_id, verdict.counter), verdict.verdict)
-        if verdict.verdict not in (known, "duplicate"):
+        lives = any(one.worker_id == worker_id for one in self.sim.cluster.alive)
+        if lives and verdict.verdict not in (known, "duplicate"):
             raise Violation(f"{worker_id}: {verdict} after {known}")
         message = self.outbox.get(worker_id, {}).get(verdict.counter)
         if not isinstance(message, TaskFinished):

@@ -18,6 +18,7 @@ from jobflow_worker.messages import MANAGER, WORKER, Assign, Assignment, Envelop
 from jobflowd import events as ev
 from jobflowd import recovery
 from jobflowd.book import Settings
+from jobflowd.company import Company
 from jobflowd.coordinator import Coordinator
 from jobflowd.dbfile import DiskFull
 from jobflowd.effects import (
@@ -62,6 +63,7 @@ class SimManager:
         self.exit_code: int | None = None
         self.full_until = 0.0
         self._pending: list[ev.Event] = []
+        self._company = Company()
         self.socket: deque[tuple[str, bytes]] = deque()
         self._peers: dict[str, None] = {}
         self._boxes: dict[str, int] = {}
@@ -90,6 +92,7 @@ class SimManager:
         self.recovery = Recovery(self.store, self.settings, Path("nowhere"))
         self.sim.edit_program()
         self._pending = [ev.ProgramChanged(self.sim.program_hash)]
+        self._company = Company()
         self.socket.clear()
         self._peers.clear()
         self._boxes.clear()
@@ -216,9 +219,9 @@ class SimManager:
             self._plan()
 
     def _plan(self) -> None:
-        times = [self.coordinator.next_deadline(), self.recovery.retry_at]
-        if self.recovery.degraded:
-            times = times[1:]
+        times = [self.recovery.retry_at, self._company.until]
+        if not self.recovery.degraded:
+            times.append(self.coordinator.next_deadline())
         deadline = min((at for at in times if at is not None), default=None)
         if self._pending or self.socket:
             self.wake(LATENCY_S)
@@ -238,6 +241,7 @@ class SimManager:
         due = deadline is not None and deadline <= now
         if read_at is not None and (events or due):
             events.append(ev.MailRead(read_at))
+        events = self._company.join(events, self.coordinator.book, now, due=due)
         if events or due:
             self._turn(events)
         if self.coordinator.book.finishing is None or self.world.chaos:

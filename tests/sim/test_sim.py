@@ -47,6 +47,7 @@ def test_a_seed_is_a_whole_history_whatever_the_hash_seed() -> None:
 #: Histories beyond the first two hundred that once showed something, and what.
 FOUND = {
     1152: "a task that must be alone waited for a busy worker while others were idle",
+    4251: "a frame held back until its worker had left was judged late, once it had been accepted",
     71557: "a held task whose budget was used up by late failures was delivered again and again",
     75232: "the simulated person started workers by hand into a run that was done",
 }
