@@ -6,9 +6,9 @@ Each value is the wall time of importing all that an agent needs, measured insid
 interpreter after its own start. The yardstick is the same for what no agent of this kind does
 without: pyzmq, msgpack and OpenSSL's digests. Modules are compiled, as an installation leaves them,
 whatever PYTHONDONTWRITEBYTECODE says here, and nothing of an editable installation, which loads
-modules of its own at each start, is there. `details` has the wall time and the CPU of whole
+modules of its own at each start, is timed. `details` has the wall time and the CPU of whole
 processes with and without the imports, the same for an agent that uses files (`--mode fs`) and for
-a task's child, and calls with a file name by strace, beyond those of `python -c pass`.
+a task's child, and calls with a file name by strace, beyond those of `python -c pass` here.
 """
 
 from __future__ import annotations
@@ -37,8 +37,7 @@ _AGENT = (
 AGENT, FILES_AGENT = _AGENT.format("zmq"), _AGENT.format("fs")
 CHILD = "import jobflow_worker.child"
 NEEDED = "import zmq, msgpack, hashlib"
-#: An interpreter without `site`, which is told where this project and its dependencies are.
-_PYTHON = (sys.executable, "-S", "-c")
+#: Instead of what `site` does: where this project and its dependencies are.
 _PLACES = [str(Path(__file__).parents[1]), *site.getsitepackages()]
 _FIND = f"import sys; sys.path += {_PLACES!r}; "
 _TIMED = "import time; t = time.perf_counter(); {}; print(time.perf_counter() - t)"
@@ -56,7 +55,8 @@ def compiled() -> Iterator[dict[str, str]]:
 def run(code: str, env: dict[str, str]) -> tuple[float, float]:
     """The number that this code prints in a fresh interpreter, and that one's wall time in ms."""
     began = time.perf_counter()
-    done = subprocess.run([*_PYTHON, _FIND + code], env=env, capture_output=True, check=True)
+    words = [sys.executable, "-S", "-c", _FIND + code]
+    done = subprocess.run(words, env=env, capture_output=True, check=True)
     return float(done.stdout), 1000 * (time.perf_counter() - began)
 
 
@@ -67,9 +67,9 @@ def metadata_calls(code: str, env: dict[str, str]) -> dict[str, int]:
         return {}
     with tempfile.TemporaryDirectory(prefix="jf-bench-") as place:
         out = Path(place, "strace")
-        traced = [strace, "-f", "-c", "-e", "trace=%file", "-o", str(out), *_PYTHON]
-        subprocess.run([*_PYTHON, _FIND + code], env=env, check=True)
-        subprocess.run([*traced, _FIND + code], env=env, check=True, capture_output=True)
+        traced = [strace, "-f", "-c", "-e", "trace=%file", "-o", str(out), sys.executable]
+        subprocess.run([sys.executable, "-c", code], env=env, check=True)
+        subprocess.run([*traced, "-c", code], env=env, check=True, capture_output=True)
         return file_calls(out.read_text())
 
 

@@ -70,18 +70,14 @@ def test_an_idle_mailbox_costs_less_than_one_operation_a_second(
     daemon = world.start(*NONE, *flags, mode="fs", n=1)
     worker = world.worker()
     world.until(lambda: world.tasks() == {"succeeded": 1}, "the only task")
-    # A worker looks for an answer soon and then ever later: the first seconds after a task are not
-    # idle yet.
-    seconds, settling, calls = 18, 3, world.dir / "calls"
-    trace = ("-f", "-ttt", "-e", "trace=%file,getdents64", "-o", str(calls), "-p")
+    seconds, calls = 40, world.dir / "calls"
+    trace = ("-f", "-e", "trace=%file,getdents64", "-o", str(calls), "-p")
     command = ["timeout", "-s", "INT", str(seconds), "strace", *trace, str(worker.process.pid)]
     subprocess.run(command, check=False, capture_output=True)
     if not calls.exists() or "exited" in calls.read_text():
         pytest.skip("strace may not attach to a process here")
-    lines = [line for line in calls.read_text().splitlines() if str(world.root) in line]
-    times = [float(line.split()[1]) for line in lines]
-    idle = [at for at in times if at > times[0] + settling]
-    assert 1 <= len(idle) <= seconds - settling, "\n".join(lines)
+    counted = [line for line in calls.read_text().splitlines() if str(world.root) in line]
+    assert 1 <= len(counted) <= seconds, "\n".join(counted)
     world.ctl("shutdown", "--now", "--wait")
     world.ended(daemon, 0)
 

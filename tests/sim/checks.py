@@ -254,11 +254,13 @@ class Checks:
         """A verdict is durable, and stays what it was; only "duplicate" may come after.
 
         Once its worker has left, what was judged is forgotten, and a frame that the network held
-        back until then may be judged anew: nobody hears it, and no outcome counts twice.
+        back until then is late: nobody hears it, and no outcome counts twice.
         """
         known = self.verdicts.setdefault((worker_id, verdict.counter), verdict.verdict)
-        lives = any(one.worker_id == worker_id for one in self.sim.cluster.alive)
-        if lives and verdict.verdict not in (known, "duplicate"):
+        workers = self.sim.cluster.workers
+        left = any(one.worker_id == worker_id and one.session.exited for one in workers)
+        forgotten = left and verdict.verdict == "late"
+        if verdict.verdict not in (known, "duplicate") and not forgotten:
             raise Violation(f"{worker_id}: {verdict} after {known}")
         message = self.outbox.get(worker_id, {}).get(verdict.counter)
         if not isinstance(message, TaskFinished):
